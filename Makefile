@@ -1,0 +1,50 @@
+# Everything sets itself up: `make demo` and `make test` work from an empty clone.
+#   EXTRA=cpu (default) or EXTRA=gpu picks the build of vLLM.
+PYTHON ?= python3.11
+EXTRA  ?= cpu
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(EXTRA)
+
+export RAY_USAGE_STATS_ENABLED := 0
+export VLLM_NO_USAGE_STATS := 1
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup demo test check format bench bench-peers clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## the virtual environment with pinned packages
+
+$(STAMP): pyproject.toml constraints.txt overrides.txt scripts/setup.sh
+	PYTHON="$(PYTHON)" EXTRA="$(EXTRA)" VENV="$(VENV)" bash scripts/setup.sh
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: $(STAMP)  ## a job of 240 agent tasks through a local and a hosted model
+	@$(BIN)/agentcloud demo
+
+test: $(STAMP)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, strict types, import order
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .types/agentcloud && for d in cluster agents tasks; do ln -sfn ../../$$d .types/agentcloud/$$d; done
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## format the code
+	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format -q .
+
+bench: $(STAMP)  ## the benchmarks, side by side, ratios printed
+	@mkdir -p bench/out
+	$(BIN)/python -m bench.scheduler
+	$(BIN)/python -m bench.hosted
+	$(BIN)/python -m bench.local
+
+bench-peers: $(STAMP)  ## an environment of their own for Ray Serve LLM and LiteLLM
+	PYTHON="$(PYTHON)" bash scripts/setup_peers.sh
+
+clean:  ## remove what was built
+	rm -rf $(VENV) .venv-peers .types build dist *.egg-info bench/out .pytest_cache .mypy_cache .ruff_cache

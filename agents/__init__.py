@@ -1,0 +1,1 @@
+"""What a user writes: agents, tools, structured outputs."""

@@ -1,0 +1,1 @@
+"""Serve one inference call, wherever that is best."""

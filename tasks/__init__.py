@@ -1,0 +1,1 @@
+"""Run many agents durably: jobs, workers, the SDK and the command line."""
