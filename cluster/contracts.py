@@ -1,0 +1,323 @@
+"""Frozen data and Protocols that cross modules.
+
+One currency: a request is the Anthropic Messages API's parameters (`Params`), an answer is
+`anthropic.types.Message`, a stream is its raw events, for local models too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Protocol
+
+from anthropic.types import Message, RawMessageStreamEvent
+
+#: Parameters of `POST /v1/messages`, JSON-able, without `stream`.
+Params = Mapping[str, Any]
+
+#: Ray namespace of everything long-lived.
+RAY_NAMESPACE = "agentcloud"
+SCHEDULER_NAME = "scheduler"
+FLEET_NAME = "fleet"
+
+
+class EndpointKind(StrEnum):
+    """Where an endpoint's tokens are made."""
+
+    LOCAL = "local"
+    HOSTED = "hosted"
+
+
+class Feature(StrEnum):
+    """What a request may need and an endpoint may lack."""
+
+    IMAGES = "images"
+    DOCUMENTS = "documents"
+    TOOLS = "tools"
+    FORCED_TOOLS = "forced_tools"
+    THINKING = "thinking"
+    SERVER_TOOLS = "server_tools"
+    JSON_SCHEMA = "json_schema"
+    STRICT_TOOLS = "strict_tools"
+
+
+class Policy(StrEnum):
+    """How money and time are weighed when choosing."""
+
+    COST = "cost"
+    BALANCED = "balanced"
+    LATENCY = "latency"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """One place that serves calls: a replica, or a hosted model at one account.
+
+    Attributes:
+        name: unique, e.g. `replica:triage-small:0` or `anthropic/claude-haiku-5-5`.
+        kind: local or hosted.
+        model: the model's name at that endpoint.
+        tier: `small`, `large`, or another tier of fleet.yaml.
+        account: hosted: the account whose limits and key it uses.
+        family: hosted: model family whose limits pool within the account.
+        features: what it can do.
+        context_tokens: prompt and answer together.
+        max_output_tokens: the most it generates in one answer.
+        max_concurrency: calls it takes at once; more wait at the scheduler.
+        usd_per_hour: local: price of its GPUs an hour; None when unknown or unpriced.
+    """
+
+    name: str
+    kind: EndpointKind
+    model: str
+    tier: str
+    context_tokens: int
+    max_output_tokens: int
+    max_concurrency: int
+    account: str | None = None
+    family: str | None = None
+    features: frozenset[Feature] = frozenset()
+    usd_per_hour: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """A replica's load as it last said; `at_s` is the receiver's clock."""
+
+    running: int = 0
+    waiting: int = 0
+    kv_used_fraction: float = 0.0
+    tokens_done: int = 0
+    prompt_tokens_queued: int = 0
+    progress_age_s: float = 0.0
+    at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What agentcloud adds to a Messages request.
+
+    Attributes:
+        tier: tier or model name to use in place of the request's `model`.
+        deadline_s: seconds from now by which the answer should be whole.
+        priority: smaller is sooner; 0 is normal.
+        policy: overrides the fleet's policy.
+        budget: path of budget scopes, outermost first, e.g. `("job:j1", "task:j1/7")`;
+            the fleet's own budget is always above it.
+        cache: whether the response cache may answer (off for sampled calls unless set).
+        endpoint: a single endpoint by name (tests, conversations that must stay).
+        max_attempts: the most sends of this call over all endpoints; None: fleet.yaml's.
+        timeout_s: the longest one send may take; None: fleet.yaml's.
+    """
+
+    tier: str | None = None
+    deadline_s: float | None = None
+    priority: int = 0
+    policy: Policy | None = None
+    budget: tuple[str, ...] = ()
+    cache: bool | None = None
+    endpoint: str | None = None
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequest:
+    """What the scheduler is told of one send: sizes and needs, never the prompt."""
+
+    call_id: str
+    model: str
+    input_tokens: int
+    max_output_tokens: int
+    needs: frozenset[Feature] = frozenset()
+    routing: Routing = Routing()
+    attempt: int = 1
+    avoid: frozenset[str] = frozenset()
+    holder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to send one call to one endpoint, with everything reserved for it.
+
+    Attributes:
+        reason: why this endpoint, in words that a person can read.
+        reserved_usd: worst case held at every budget of the path.
+        predicted_ttft_s: prediction of the time to first token, seconds; None: no data yet.
+        predicted_total_s: prediction of the whole call, seconds; None: no data yet.
+        queued_s: how long the request waited at the scheduler.
+        expires_in_s: seconds after which an unsettled lease is charged as unknown.
+    """
+
+    lease_id: str
+    call_id: str
+    endpoint: EndpointSpec
+    reason: str
+    reserved_usd: Decimal
+    predicted_ttft_s: float | None
+    predicted_total_s: float | None
+    queued_s: float
+    expires_in_s: float
+
+
+class Outcome(StrEnum):
+    """How a leased send ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Time of one call, seconds; None where it was not measured, never a guess.
+
+    Attributes:
+        queue_s: waiting for a lease, over all attempts.
+        ttft_s: from sending to the first token.
+        generation_s: from the first token to the last.
+        total_s: from the caller's request to the answer, everything included.
+        engine_queue_s: local: waiting inside the engine.
+    """
+
+    queue_s: float | None = None
+    ttft_s: float | None = None
+    generation_s: float | None = None
+    total_s: float | None = None
+    engine_queue_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenUsage:
+    """Tokens of one answer; the whole prompt is the first three together."""
+
+    input_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_read_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """All tokens of the prompt, cached or not."""
+        return self.input_tokens + self.cache_write_tokens + self.cache_read_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The truth about a lease, told once.
+
+    Attributes:
+        cost_usd: what it cost; None when unknown: the reservation stays charged.
+        error_kind: the API's error type, for failed sends.
+        retry_after_s: what the server asked for.
+        limit_headers: `anthropic-ratelimit-*` headers of the response, lower case.
+        unusable: the endpoint must not be used again until its configuration changes.
+    """
+
+    lease_id: str
+    outcome: Outcome
+    usage: TokenUsage | None = None
+    cost_usd: Decimal | None = None
+    timings: Timings = Timings()
+    error_kind: str | None = None
+    retry_after_s: float | None = None
+    limit_headers: Mapping[str, str] = field(default_factory=dict)
+    unusable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is attached to every answer as `message.agentcloud`.
+
+    Attributes:
+        endpoint: the endpoint that served.
+        model: the model that served (the price's).
+        reason: why it was chosen.
+        cost_usd: what the whole call cost, failed attempts included; None: unknown.
+        attempts: sends of this call.
+        usage: tokens of the answer.
+        timings: time split into queue, first token and generation.
+        spent_elsewhere_usd: part of the cost that failed attempts took.
+        cached: answered by the response cache or a recorded step.
+    """
+
+    call_id: str
+    endpoint: str
+    model: str
+    kind: EndpointKind
+    reason: str
+    cost_usd: Decimal | None
+    attempts: int
+    usage: TokenUsage
+    timings: Timings
+    spent_elsewhere_usd: Decimal = Decimal(0)
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One send: the request as the endpoint gets it."""
+
+    call_id: str
+    params: Params
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an endpoint gives back for one unary send."""
+
+    message: Message
+    timings: Timings
+    limit_headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Endpoint(Protocol):
+    """Something that serves calls. Raises `BackendError`s only; cancelling aborts the call."""
+
+    async def create(self, call: Call) -> Answer:
+        """Serve one call and wait for the whole answer."""
+        ...
+
+    def stream(self, call: Call) -> AsyncIterator[RawMessageStreamEvent]:
+        """Serve one call as the API's raw stream events."""
+        ...
+
+    async def count_tokens(self, params: Params) -> int:
+        """Tokens of the prompt, as this endpoint counts them."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections; calls in flight are aborted."""
+        ...
+
+
+class SchedulerPort(Protocol):
+    """The scheduler as inference.py sees it (an actor, or the core itself in tests)."""
+
+    async def acquire(self, request: LeaseRequest) -> Lease:
+        """Wait for a lease.
+
+        Raises:
+            NoEndpoint: nothing can ever serve the request.
+            BudgetExceeded: the worst case would pass a cap.
+        """
+        ...
+
+    def settle(self, settlement: Settlement) -> None:
+        """Tell the truth about a lease; batched, never waits."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """One budget of the tree, USD."""
+
+    scope: str
+    limit_usd: Decimal | None
+    spent_usd: Decimal
+    reserved_usd: Decimal
+    unknown_usd: Decimal

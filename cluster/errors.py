@@ -1,0 +1,264 @@
+"""Every error of agentcloud; each carries its data and survives pickling.
+
+A user's error is one line: what is wrong, where, and how to mend it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+
+def _rebuild(cls: type[AgentCloudError], state: dict[str, Any]) -> AgentCloudError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, state["message"])
+    error.__dict__.update(state)
+    return error
+
+
+class AgentCloudError(Exception):
+    """The root: `message` is the one line a user reads."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions pickle by calling cls(*args), which loses keyword data: carry the whole state.
+        return _rebuild, (type(self), dict(self.__dict__))
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(AgentCloudError):
+    """A setting is wrong: `where` names file and key."""
+
+    def __init__(self, message: str, *, where: str | None = None) -> None:
+        super().__init__(f"{where}: {message}" if where else message)
+        self.where = where
+
+
+class PlanError(ConfigError):
+    """A model cannot be placed; `nearest` says what would fit, if anything would."""
+
+    def __init__(
+        self, message: str, *, where: str | None = None, nearest: str | None = None
+    ) -> None:
+        super().__init__(f"{message}; nearest that fits: {nearest}" if nearest else message)
+        self.where = where
+        self.nearest = nearest
+
+
+class BackendError(AgentCloudError):
+    """An endpoint failed a call.
+
+    Attributes:
+        endpoint: name of the endpoint, where known.
+        kind: the API's error type (`rate_limit_error`, `overloaded_error`, ...).
+        status: HTTP status as the API would give it, None where there was none.
+        maybe_paid: the request was sent and the answer lost: it may have cost money.
+        headers: the response's headers that concern limits, lower case.
+    """
+
+    default_kind = "api_error"
+    default_status: int | None = 500
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        endpoint: str | None = None,
+        kind: str | None = None,
+        status: int | None = None,
+        maybe_paid: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.endpoint = endpoint
+        self.kind = kind or self.default_kind
+        self.status = status if status is not None else self.default_status
+        self.maybe_paid = maybe_paid
+        self.headers: dict[str, str] = dict(headers or {})
+
+
+class RateLimited(BackendError):
+    """429: `retry_after_s` is what the server asked for, None if it did not say."""
+
+    default_kind = "rate_limit_error"
+    default_status = 429
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, **data: Any
+    ) -> None:
+        super().__init__(message, **data)
+        self.retry_after_s = retry_after_s
+
+
+class Overloaded(BackendError):
+    """529 (or 500, 503, 504): the endpoint is in trouble; go elsewhere or wait."""
+
+    default_kind = "overloaded_error"
+    default_status = 529
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, **data: Any
+    ) -> None:
+        super().__init__(message, **data)
+        self.retry_after_s = retry_after_s
+
+
+class ReplicaLost(BackendError):
+    """The replica (or its engine) died with the call on it; a local call costs nothing."""
+
+
+class CallTimeout(BackendError):
+    """No answer within `timeout_s` seconds."""
+
+    default_kind = "timeout_error"
+    default_status = 504
+
+    def __init__(self, message: str, *, timeout_s: float | None = None, **data: Any) -> None:
+        super().__init__(message, **data)
+        self.timeout_s = timeout_s
+
+
+class ConnectionFailed(BackendError):
+    """The connection could not be made or was cut before an answer."""
+
+    default_kind = "connection_error"
+    default_status = None
+
+
+class StreamBroken(BackendError):
+    """A stream ended before its message did.
+
+    Attributes:
+        partial: the message as far as it came, as a dict of the Messages API, or None.
+        usage: its usage as far as known, as a dict, or None.
+    """
+
+    default_status = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial: dict[str, Any] | None = None,
+        usage: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> None:
+        super().__init__(message, **data)
+        self.partial = partial
+        self.usage = usage
+
+
+class InvalidRequest(BackendError):
+    """400: the request itself is wrong; no endpoint would take it."""
+
+    default_kind = "invalid_request_error"
+    default_status = 400
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt and `max_tokens` exceed the context."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        context_tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        **data: Any,
+    ) -> None:
+        super().__init__(message, **data)
+        self.context_tokens = context_tokens
+        self.prompt_tokens = prompt_tokens
+
+
+class Unusable(BackendError):
+    """401, 402, 403, 404: the endpoint is unusable until its configuration changes."""
+
+    default_kind = "authentication_error"
+    default_status = 401
+
+
+class Refused(BackendError):
+    """The model refused to answer (stop reason `refusal`)."""
+
+    default_kind = "refusal"
+    default_status = None
+
+
+class NoEndpoint(AgentCloudError):
+    """No endpoint can serve the request; `why` maps each endpoint to what ruled it out."""
+
+    def __init__(self, message: str, *, why: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.why = dict(why or {})
+
+
+class BudgetExceeded(AgentCloudError):
+    """A reservation would pass a cap; `scope` names whose."""
+
+    def __init__(self, scope: str, *, used_usd: Decimal, limit_usd: Decimal) -> None:
+        super().__init__(
+            f"budget of {scope} is used up: {used_usd} of {limit_usd} USD spent or reserved; "
+            f"raise its limit to go on"
+        )
+        self.scope = scope
+        self.used_usd = used_usd
+        self.limit_usd = limit_usd
+
+
+class AgentError(AgentCloudError):
+    """A user's agent went wrong."""
+
+
+class ToolFailed(AgentError):
+    """A tool raised, timed out, or was called with wrong arguments."""
+
+    def __init__(self, message: str, *, tool: str) -> None:
+        super().__init__(message)
+        self.tool = tool
+
+
+class OutputInvalid(AgentError):
+    """The model's output never satisfied the asked-for type."""
+
+    def __init__(
+        self, message: str, *, attempts: int, usage: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+        self.usage = usage
+
+
+class TurnLimit(AgentError):
+    """An agent loop reached its limit of turns."""
+
+    def __init__(self, message: str, *, turns: int) -> None:
+        super().__init__(message)
+        self.turns = turns
+
+
+class TaskError(AgentCloudError):
+    """A task of a job failed."""
+
+
+class TaskCancelled(TaskError):
+    """The task was cancelled with its job."""
+
+
+class AttemptsExhausted(TaskError):
+    """Every allowed attempt failed; `last` is the final error's line."""
+
+    def __init__(self, message: str, *, attempts: int, last: str | None = None) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+        self.last = last
+
+
+class StepMismatch(TaskError):
+    """A recorded step does not match what the program asks for now."""
