@@ -1,0 +1,316 @@
+"""fleet.yaml and the environment -> validated settings. The sole reader of both.
+
+Every key is documented where it is defined. An unknown key, a bad value or a missing secret is a
+`ConfigError` that names file, key and remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from agentcloud.cluster.contracts import Policy
+from agentcloud.cluster.errors import ConfigError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+Usd = Annotated[Decimal, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LocalModel(_Section):
+    """A model served by vLLM replicas on the cluster (`models:` of fleet.yaml).
+
+    Attributes:
+        path: model folder (config.json, weights, tokenizer), or `embedded:NAME`.
+        tier: the tier it serves.
+        replicas: how many replicas run.
+        gpu: kind from the GPU catalogue, e.g. `H100-80G`; null runs on the CPU.
+        tensor_parallel: GPUs (on CPU: processes) a replica is split over; `auto` takes the
+            smallest degree that fits (plan.py).
+        pipeline_parallel: stages over nodes, for models larger than one node.
+        dtype: as vLLM's `--dtype`.
+        context_tokens: prompt and answer together; null: the model's own limit.
+        max_output_tokens: the most generated in one answer; null: the context.
+        max_concurrency: calls a replica takes at once; more wait at the scheduler.
+        kv_cache_gib: on CPU, memory for the KV cache of one replica.
+        cpus: CPU cores that Ray reserves for a replica (0: none).
+        usd_per_gpu_hour: price of one GPU hour; null: not priced.
+        tool_parser: vLLM's tool-call parser (`hermes`, `llama3_json`, ...).
+        engine_args: further vLLM engine arguments by their Python names.
+        env: environment variables of the replica's processes.
+    """
+
+    path: str
+    tier: str = "small"
+    replicas: PositiveInt = 1
+    gpu: str | None = None
+    tensor_parallel: PositiveInt | Literal["auto"] = "auto"
+    pipeline_parallel: PositiveInt = 1
+    dtype: str = "auto"
+    context_tokens: PositiveInt | None = None
+    max_output_tokens: PositiveInt | None = None
+    max_concurrency: PositiveInt = 256
+    kv_cache_gib: PositiveFloat = 1.0
+    cpus: Annotated[float, Field(ge=0)] = 0
+    usd_per_gpu_hour: Usd | None = None
+    tool_parser: str = "hermes"
+    engine_args: dict[str, Any] = {}
+    env: dict[str, str] = {}
+
+
+class Limits(_Section):
+    """Rate limits before the first response corrects them; null: unlimited until told."""
+
+    requests_per_minute: PositiveInt | None = None
+    input_tokens_per_minute: PositiveInt | None = None
+    output_tokens_per_minute: PositiveInt | None = None
+
+
+class Account(_Section):
+    """An account at a server of the Messages API (`accounts:` of fleet.yaml).
+
+    Attributes:
+        base_url: the server; null: Anthropic's own. A vLLM server elsewhere works too.
+        api_key_env: environment variable that holds the key, read on each node.
+        api_key_file: file that holds the key, read on each node; wins over the variable.
+        wire: `stream` measures time to first token of unary calls; `unary` leaves it unknown.
+        limits: starting limits, by model family or `*`.
+        max_concurrency: calls in flight over all processes at first; it adapts.
+    """
+
+    base_url: str | None = None
+    api_key_env: str = "ANTHROPIC_API_KEY"
+    api_key_file: Path | None = None
+    wire: Literal["stream", "unary"] = "stream"
+    limits: dict[str, Limits] = {}
+    max_concurrency: PositiveInt = 64
+
+    def key(self, where: str) -> SecretStr:
+        """The account's key, from its file or its environment variable, on this node.
+
+        Args:
+            where: what to name in the error, e.g. `fleet.yaml: accounts.main`.
+
+        Raises:
+            ConfigError: there is none, or the file cannot be read.
+        """
+        if self.api_key_file is not None:
+            try:
+                key = self.api_key_file.expanduser().read_text().strip()
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot read {self.api_key_file} ({error.strerror}); write the key into it",
+                    where=f"{where}.api_key_file",
+                ) from None
+        else:
+            key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            remedy = (
+                f"write it into {self.api_key_file}"
+                if self.api_key_file
+                else f"export {self.api_key_env}=... on every node, or set api_key_file"
+            )
+            raise ConfigError(f"no API key; {remedy}", where=where)
+        return SecretStr(key)
+
+
+class HostedModel(_Section):
+    """A model called at an account (`hosted:` of fleet.yaml; its key is the model's name).
+
+    Attributes:
+        account: key of `accounts:`.
+        tier: the tier it serves; null: the catalogue's.
+        max_concurrency: calls in flight at once over all processes.
+        context_tokens: overrides the catalogue.
+        max_output_tokens: overrides the catalogue.
+        prices: USD per million tokens, overrides the catalogue (for servers of your own).
+    """
+
+    account: str
+    tier: str | None = None
+    max_concurrency: PositiveInt | None = None
+    context_tokens: PositiveInt | None = None
+    max_output_tokens: PositiveInt | None = None
+    prices: Prices | None = None
+
+
+class Prices(_Section):
+    """USD per million tokens."""
+
+    input: Usd
+    output: Usd
+    cache_write_5m: Usd | None = None
+    cache_write_1h: Usd | None = None
+    cache_read: Usd | None = None
+
+
+class Retry(_Section):
+    """The one transport retry loop.
+
+    Attributes:
+        max_attempts: the most sends of one call over all endpoints.
+        base_s: first backoff; doubles each time, with full jitter.
+        max_backoff_s: the longest backoff of our own; a server's `retry-after` is obeyed in full.
+        timeout_s: the longest one send may take.
+    """
+
+    max_attempts: PositiveInt = 4
+    base_s: PositiveFloat = 0.5
+    max_backoff_s: PositiveFloat = 30.0
+    timeout_s: PositiveFloat = 600.0
+
+
+class Health(_Section):
+    """When a replica counts as dead.
+
+    Attributes:
+        stall_s: requests running and no new token for so long.
+        report_s: how often replicas report their load.
+    """
+
+    stall_s: PositiveFloat = 120.0
+    report_s: PositiveFloat = 0.25
+
+
+class FleetConfig(_Section):
+    """All of fleet.yaml.
+
+    Attributes:
+        models: local models by name.
+        accounts: accounts at Messages API servers by name.
+        hosted: hosted models by the API's model name.
+        aliases: model names (globs) -> tier or model, for unchanged programs.
+        policy: `cost`, `balanced` or `latency`.
+        fleet_budget_usd: cap over everything; null: none.
+        retry: the transport retry loop.
+        health: when a replica counts as dead.
+        lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
+    """
+
+    models: dict[str, LocalModel] = {}
+    accounts: dict[str, Account] = {}
+    hosted: dict[str, HostedModel] = {}
+    aliases: dict[str, str] = {}
+    policy: Policy = Policy.BALANCED
+    fleet_budget_usd: Usd | None = None
+    retry: Retry = Retry()
+    health: Health = Health()
+    lease_timeout_s: PositiveFloat = 30.0
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Self:
+        if not self.models and not self.hosted:
+            raise ValueError("no models: name at least one under `models:` or `hosted:`")
+        for name, hosted in self.hosted.items():
+            if hosted.account not in self.accounts:
+                known = ", ".join(self.accounts) or "none"
+                raise ValueError(
+                    f"hosted.{name}.account: no account {hosted.account!r} (known: {known})"
+                )
+        if both := set(self.models) & set(self.hosted):
+            raise ValueError(f"{', '.join(sorted(both))}: named under both `models:` and `hosted:`")
+        return self
+
+    def resolve(self, model: str) -> str:
+        """Map a request's model name through `aliases:`; a name without an alias stays itself."""
+        if model in self.models or model in self.hosted:
+            return model
+        for pattern, target in self.aliases.items():
+            if fnmatch.fnmatchcase(model, pattern):
+                return target
+        return model
+
+
+HostedModel.model_rebuild()
+FleetConfig.model_rebuild()
+
+
+def load_fleet(path: Path) -> FleetConfig:
+    """Read and validate a fleet.yaml.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or holds an unknown key or a bad value.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read it ({error.strerror}); give another with --fleet", where=str(path)
+        ) from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"is not YAML ({getattr(error, 'problem', error)})", where=f"{path}{line}"
+        ) from None
+    if not isinstance(data, dict):
+        raise ConfigError("holds no keys; see the README's example", where=str(path))
+    return parse_fleet(data, where=str(path))
+
+
+def parse_fleet(data: dict[str, Any], *, where: str = "fleet.yaml") -> FleetConfig:
+    """Validate the content of a fleet.yaml.
+
+    Raises:
+        ConfigError: naming the first wrong key.
+    """
+    try:
+        return FleetConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_first_line(error), where=where) from None
+
+
+def _first_line(error: ValidationError) -> str:
+    """The first problem as one line: key, what is wrong, what to write instead."""
+    first = error.errors(include_url=False)[0]
+    location = [
+        str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained"))
+    ]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+        return f"unknown key {key!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    given = first.get("input")
+    shown = "" if isinstance(given, dict) or given is None else f" (given: {given!r})"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key}: {message[:1].lower()}{message[1:]}{shown}{more}"
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "models": LocalModel,
+        "accounts": Account,
+        "hosted": HostedModel,
+        "retry": Retry,
+        "health": Health,
+        "limits": Limits,
+        "prices": Prices,
+    }
+    for part in reversed(parents):
+        if part in sections:
+            return sorted(sections[part].model_fields)
+    return sorted(FleetConfig.model_fields)
