@@ -1,0 +1,262 @@
+"""Train the two embedded models; the same seed gives the same data and start.
+
+    python scripts/train_embedded.py              # both, into cluster/data/models
+    python scripts/train_embedded.py --only triage-small --steps 200 --out /tmp/models
+
+Everything is made here: text (agentcloud.tasks.demo.corpus), tokenizer, weights.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from agentcloud.tasks.demo.corpus import Conversation, conversations
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "cluster" / "data" / "models"
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
+
+VOCABULARY_TOKENS = 1024
+CONTEXT_TOKENS = 2048
+TRAINED_CONTEXT_TOKENS = 1024
+BATCH_TOKENS = 4096
+# Tickets and tool results carry a little of the loss too: it teaches which
+# words keep company, and that is how an unknown phrase finds its label.
+PROMPT_LOSS_WEIGHT = 0.1
+
+END = "<|im_end|>"
+PADDING = "<|endoftext|>"
+SPECIAL = (PADDING, "<|im_start|>", END)
+TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One model's shape and training; heads come in pairs so that TP=2 divides them."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    steps: int
+    peak_learning_rate: float
+    seed: int
+
+
+RECIPES = (
+    Recipe("triage-small", 128, 2, 4, 2, 256, steps=700, peak_learning_rate=4e-3, seed=1),
+    Recipe("triage-large", 192, 5, 6, 2, 512, steps=1400, peak_learning_rate=2e-3, seed=2),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of one conversation, and how much each counts as a target."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of about a thousand tokens, learnt from the corpus."""
+    tokenizer = Tokenizer(models.BPE())
+    # Digits one by one: numbers can then be copied, whatever they are.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_TOKENS - len(TAGS),
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rng = random.Random(seed)
+    texts = (
+        json.dumps(message["content"]) if message["role"] == "tool" else message["content"]
+        for conversation in itertools.islice(conversations(rng), 6000)
+        for message in conversation.messages
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PADDING,
+        model_max_length=CONTEXT_TOKENS,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE.read_text(),
+    )
+
+
+class Encoder:
+    """Turns conversations into examples, through the chat template that serves them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._end = tokenizer.convert_tokens_to_ids(END)
+        self._answer_start: list[int] = tokenizer.encode("<|im_start|>assistant\n")
+
+    def encode(self, conversation: Conversation) -> Example:
+        """Render and tokenize; answers weigh 1, all else little."""
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            conversation.messages, tools=conversation.tools or None, return_dict=False
+        )
+        learnt = [m.get("learn", True) for m in conversation.messages if m["role"] == "assistant"]
+        weights = [PROMPT_LOSS_WEIGHT] * len(ids)
+        position, width = 0, len(self._answer_start)
+        for is_learnt in learnt:
+            while ids[position : position + width] != self._answer_start:
+                position += 1
+            position += width
+            stop = ids.index(self._end, position) + 1
+            weights[position:stop] = [1.0 if is_learnt else 0.0] * (stop - position)
+            position = stop
+        return Example(ids[:TRAINED_CONTEXT_TOKENS], weights[:TRAINED_CONTEXT_TOKENS])
+
+
+def batches(
+    encoder: Encoder, rng: random.Random, pad: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (ids, weights) of about BATCH_TOKENS, of conversations alike in length."""
+    stream = conversations(rng)
+    while True:
+        pool = sorted(
+            (encoder.encode(conversation) for conversation in itertools.islice(stream, 512)),
+            key=lambda example: len(example.ids),
+        )
+        groups: list[list[Example]] = [[]]
+        for example in pool:
+            if groups[-1] and (len(groups[-1]) + 1) * len(example.ids) > BATCH_TOKENS:
+                groups.append([])
+            groups[-1].append(example)
+        rng.shuffle(groups)
+        for group in groups:
+            width = max(len(example.ids) for example in group)
+            ids = torch.full((len(group), width), pad)
+            weights = torch.zeros((len(group), width))
+            for row, example in enumerate(group):
+                ids[row, : len(example.ids)] = torch.tensor(example.ids)
+                weights[row, : len(example.ids)] = torch.tensor(example.weights)
+            yield ids, weights
+
+
+def train(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, steps: int, dtype: torch.dtype
+) -> LlamaForCausalLM:
+    """Train one model from random weights; progress goes to standard error."""
+    torch.manual_seed(recipe.seed)
+    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PADDING))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY_TOKENS,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.intermediate,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            num_key_value_heads=recipe.kv_heads,
+            max_position_embeddings=CONTEXT_TOKENS,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end,
+            pad_token_id=pad,
+        )
+    )
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    kept = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}],
+        lr=recipe.peak_learning_rate,
+        betas=(0.9, 0.98),
+    )
+    stream = batches(Encoder(tokenizer), random.Random(recipe.seed), pad)
+    started_s = time.monotonic()
+    shown = 0.0
+    for step, (ids, weights) in enumerate(itertools.islice(stream, steps)):
+        warm = min(1.0, (step + 1) / 50)
+        cooled = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.peak_learning_rate * warm * cooled
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            # Padding is on the right, so the causal mask alone hides it.
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        target_weights = weights[:, 1:].flatten()
+        loss = (losses * target_weights).sum() / target_weights.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == steps - 1:
+            answers = target_weights == 1.0
+            shown = losses[answers].mean().item()
+            spent_s = time.monotonic() - started_s
+            print(
+                f"{recipe.name} step {step} answer loss {shown:.3f} "
+                f"({spent_s / (step + 1):.2f} s/step)",
+                file=sys.stderr,
+                flush=True,
+            )
+    return model.to(torch.bfloat16).eval()
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write what vLLM loads: weights, configs, tokenizer, chat template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PADDING),
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def main() -> None:
+    """Train what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", choices=[recipe.name for recipe in RECIPES])
+    parser.add_argument("--steps", type=int, help="instead of the recipe's own")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    tokenizer = train_tokenizer(seed=0)
+    for recipe in RECIPES:
+        if arguments.only not in (None, recipe.name):
+            continue
+        started_s = time.monotonic()
+        model = train(
+            recipe, tokenizer, arguments.steps or recipe.steps, getattr(torch, arguments.dtype)
+        )
+        folder = arguments.out / recipe.name
+        save(model, tokenizer, folder)
+        parameters = sum(p.numel() for p in model.parameters())
+        size_bytes = sum(file.stat().st_size for file in folder.iterdir())
+        print(
+            f"{recipe.name}: {parameters / 1e6:.2f} M parameters, {size_bytes / 1e6:.2f} MB, "
+            f"{time.monotonic() - started_s:.0f} s",
+        )
+
+
+if __name__ == "__main__":
+    main()
