@@ -321,3 +321,23 @@ class BudgetState:
     spent_usd: Decimal
     reserved_usd: Decimal
     unknown_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One model call of a task: `answer` is its recorded answer, None when there is none yet."""
+
+    key: str
+    answer: Message | None = None
+
+
+class StepRecorder(Protocol):
+    """The answers of one task, recorded by content of the request and its occurrence number."""
+
+    async def begin(self, params: Params) -> Step:
+        """Name the next occurrence of this request and look its answer up."""
+        ...
+
+    async def done(self, step: Step, message: Message) -> None:
+        """Record the answer, its receipt included; it is durable when this returns."""
+        ...
