@@ -202,6 +202,9 @@ class FleetConfig(_Section):
         retry: the transport retry loop.
         health: when a replica counts as dead.
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
+        usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
+            choice without a deadline trades waiting against paying. `cost` takes a twentieth of
+            it, `latency` a hundred times.
     """
 
     models: dict[str, LocalModel] = {}
@@ -213,6 +216,7 @@ class FleetConfig(_Section):
     retry: Retry = Retry()
     health: Health = Health()
     lease_timeout_s: PositiveFloat = 30.0
+    usd_per_hour_waited: Usd = Decimal(1)
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Self:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from anthropic.types import Message, RawMessageStreamEvent
 
@@ -125,7 +125,16 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequest:
-    """What the scheduler is told of one send: sizes and needs, never the prompt."""
+    """What the scheduler is told of one send: sizes and needs, never the prompt.
+
+    Attributes:
+        call_id: the call's; the scheduler answers a repeated (call_id, attempt) once.
+        input_tokens: the whole prompt, counted or estimated from above.
+        avoid: endpoints that failed this call: used again only if nothing else is able.
+        holder: the process that asks; its leases end with it.
+        cache_ttl: the longest `cache_control` mark of the request, whose writes cost most; None:
+            it has none.
+    """
 
     call_id: str
     model: str
@@ -136,6 +145,7 @@ class LeaseRequest:
     attempt: int = 1
     avoid: frozenset[str] = frozenset()
     holder: str = ""
+    cache_ttl: Literal["5m", "1h"] | None = "1h"
 
 
 @dataclass(frozen=True, slots=True)

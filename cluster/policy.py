@@ -1,0 +1,153 @@
+"""Pure: request and endpoint states -> choice with its reason.
+
+One scale compares every endpoint: money plus time, time turned into money at
+`usd_per_hour_waited`. Spilling from a busy local pool to a hosted model, and back, follows from
+the predicted wait; there is no special case for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from agentcloud.cluster.contracts import Policy
+
+#: How each policy scales the value of an hour waited.
+TIME_WEIGHT: Final = {Policy.COST: 0.05, Policy.BALANCED: 1.0, Policy.LATENCY: 100.0}
+#: With a deadline to meet, time within it only breaks near-ties of money.
+_IN_TIME_WEIGHT: Final = 0.001
+
+
+class Named(Protocol):
+    """What the reason needs to know of an endpoint."""
+
+    @property
+    def name(self) -> str:
+        """The endpoint's name."""
+        ...
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One able endpoint (the best of its class) as the choice sees it.
+
+    Attributes:
+        name: the endpoint's name.
+        cost_usd: expected cost of the call there, marginal for local ones.
+        wait_s: expected wait at the scheduler; 0.0: it could start now.
+        service_s: expected time from sending to the last token.
+        standing: why it is not free now, in words; empty when it is.
+    """
+
+    name: str
+    cost_usd: float
+    wait_s: float
+    service_s: float
+    standing: str = ""
+
+    @property
+    def total_s(self) -> float:
+        """Predicted time to completion."""
+        return self.wait_s + self.service_s
+
+
+def score_usd(candidate: Candidate, usd_per_s: float) -> float:
+    """Money and time of a candidate on the one scale."""
+    return candidate.cost_usd + (candidate.wait_s + candidate.service_s) * usd_per_s
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    policy: Policy,
+    deadline_left_s: float | None,
+    usd_per_hour_waited: float,
+) -> int:
+    """Index of the best candidate; the first of equals.
+
+    Without a deadline the least of money plus time wins. With one: among those predicted to meet
+    it the cheapest (`latency`: the least of money plus its heavily weighted time); when none
+    does, the fastest.
+    """
+    usd_per_s = usd_per_hour_waited * TIME_WEIGHT[policy] / 3600.0
+    if deadline_left_s is not None:
+        in_time = [
+            index
+            for index, candidate in enumerate(candidates)
+            if candidate.wait_s + candidate.service_s <= deadline_left_s
+        ]
+        if not in_time:
+            return min(range(len(candidates)), key=lambda index: candidates[index].total_s)
+        if policy is not Policy.LATENCY:
+            usd_per_s *= _IN_TIME_WEIGHT
+        return min(in_time, key=lambda index: score_usd(candidates[index], usd_per_s))
+    best, best_usd = 0, float("inf")
+    for index, candidate in enumerate(candidates):
+        usd = candidate.cost_usd + (candidate.wait_s + candidate.service_s) * usd_per_s
+        if usd < best_usd:
+            best, best_usd = index, usd
+    return best
+
+
+def reason(
+    candidates: Sequence[Candidate],
+    chosen: int,
+    able: int,
+    policy: Policy,
+    deadline_left_s: float | None,
+    peer: str = "",
+) -> str:
+    """Why `chosen` was taken, for a person.
+
+    Args:
+        candidates: as given to `choose`.
+        chosen: what it returned.
+        able: endpoints able to serve the request, all members of the classes counted.
+        policy: the policy it was chosen under.
+        deadline_left_s: seconds left, None without a deadline.
+        peer: words on how it was picked among its equals, e.g. `replica:small:1 busier`.
+    """
+    candidate = candidates[chosen]
+    total_s = candidate.wait_s + candidate.service_s
+    if able == 1:
+        word = "only one able"
+    else:
+        word = f"{_superlative(candidates, chosen, policy, deadline_left_s)} of {able} able"
+    parts = [f"{word}: predicted {total_s:.3g} s, ${_usd(candidate.cost_usd)}"]
+    if peer:
+        parts.append(peer)
+    if len(candidates) > 1:
+        usd_per_s = TIME_WEIGHT[policy] / 3600.0
+        other = min(
+            (each for index, each in enumerate(candidates) if index != chosen),
+            key=lambda each: score_usd(each, usd_per_s),
+        )
+        standing = other.standing or "free"
+        parts.append(f"{other.name} {standing}: {other.total_s:.3g} s, ${_usd(other.cost_usd)}")
+    return "; ".join(parts)
+
+
+def _superlative(
+    candidates: Sequence[Candidate], chosen: int, policy: Policy, deadline_left_s: float | None
+) -> str:
+    candidate = candidates[chosen]
+    total_s = candidate.wait_s + candidate.service_s
+    if deadline_left_s is not None:
+        if total_s > deadline_left_s:
+            return f"fastest (deadline in {deadline_left_s:.3g} s will be missed)"
+        if policy is not Policy.LATENCY:
+            return f"cheapest to meet {deadline_left_s:.3g} s"
+    cheapest = all(candidate.cost_usd <= each.cost_usd for each in candidates)
+    fastest = all(total_s <= each.wait_s + each.service_s for each in candidates)
+    # Four cases: it wins on both, on money, on time, or on the sum of the two.
+    if cheapest and fastest:
+        return "cheapest and fastest" if len(candidates) > 1 else "least loaded"
+    if cheapest:
+        return "cheapest"
+    if fastest:
+        return "fastest"
+    return "best of money and time"
+
+
+def _usd(amount: float) -> str:
+    return f"{amount:.7f}".rstrip("0").rstrip(".")

@@ -1,0 +1,175 @@
+"""Pure: time to first token and time per token of a class of equal endpoints, learned online.
+
+Two straight lines, each fitted to the settled calls with exponential forgetting:
+
+- time per output token over the number of calls running at the grant;
+- time to first token over the prompt tokens to be read first (queued ones and the call's own).
+
+A line with data at one load only is flat; slopes and intercepts are never negative. Endpoints of
+a class share the lines, and each has its own `slowness` ratio, so that a replica on a slow node
+is told apart without waiting for it to collect data of its own.
+
+Caveat: `running` is taken at the grant, not integrated over the call; forgetting over about fifty
+calls keeps up with a load that changes more slowly than that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+#: Weight kept by older calls at each new one: a memory of about 50 calls.
+FORGET: Final = 0.98
+#: Weight of a new call in an endpoint's slowness and in lengths of answers.
+BLEND: Final = 0.1
+#: Assumed for comparing endpoints until there is data; never shown as a prediction.
+PRIOR_TTFT_S: Final = 0.5
+PRIOR_PER_TOKEN_S: Final = 0.02
+PRIOR_OUTPUT_TOKENS: Final = 256.0
+_SLOWNESS_RANGE: Final = (0.2, 5.0)
+
+
+class Line:
+    """y = intercept + slope x, least squares with exponential forgetting, neither negative."""
+
+    __slots__ = ("_sx", "_sxx", "_sxy", "_sy", "_weight", "intercept", "samples", "slope")
+
+    def __init__(self) -> None:
+        self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
+        self.intercept = self.slope = 0.0
+        self.samples = 0
+
+    def learn(self, x: float, y: float) -> None:
+        """Take one measurement in."""
+        self.samples += 1
+        self._weight = self._weight * FORGET + 1.0
+        self._sx = self._sx * FORGET + x
+        self._sy = self._sy * FORGET + y
+        self._sxx = self._sxx * FORGET + x * x
+        self._sxy = self._sxy * FORGET + x * y
+        mean_x, mean_y = self._sx / self._weight, self._sy / self._weight
+        spread = self._sxx / self._weight - mean_x * mean_x
+        slope = 0.0
+        if spread > 1e-9 * (1.0 + mean_x * mean_x):
+            slope = max(0.0, (self._sxy / self._weight - mean_x * mean_y) / spread)
+        intercept = mean_y - slope * mean_x
+        if intercept < 0.0:
+            # Through the origin instead: a negative time at low load would look free.
+            intercept, slope = 0.0, self._sxy / self._sxx
+        self.intercept, self.slope = intercept, slope
+
+    def at(self, x: float) -> float:
+        """The fitted value."""
+        return self.intercept + self.slope * x
+
+    def __repr__(self) -> str:
+        return f"<Line {self.intercept:.6g}+{self.slope:.6g}x n={self.samples}>"
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What a call would take, seconds, waiting at the scheduler not included.
+
+    Attributes:
+        ttft_s: to the first token (the prior where nothing was measured).
+        total_s: to the last.
+        ttft_known: whether `ttft_s` was learned.
+        known: whether `total_s` was learned.
+    """
+
+    ttft_s: float
+    total_s: float
+    ttft_known: bool
+    known: bool
+
+
+class Predictor:
+    """Learns one class of equal endpoints from its settled calls."""
+
+    __slots__ = ("_lengths", "per_token", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft = Line()
+        self.per_token = Line()
+        self._lengths: dict[int, float] = {}
+
+    def learn(
+        self,
+        *,
+        running: int,
+        prompt_tokens: float,
+        max_output_tokens: int,
+        output_tokens: int,
+        ttft_s: float | None,
+        generation_s: float | None,
+        service_s: float | None,
+    ) -> None:
+        """Take one answered call in.
+
+        Args:
+            running: calls on the endpoint at the grant, this one included.
+            prompt_tokens: tokens to be read before its first token, queued ones included.
+            max_output_tokens: what the request allowed.
+            output_tokens: what was generated.
+            ttft_s: measured, or None.
+            generation_s: from the first token to the last, or None.
+            service_s: the whole send; used for the time per token where the split is unknown.
+        """
+        self._learn_length(max_output_tokens, float(output_tokens))
+        if ttft_s is not None:
+            self.ttft.learn(prompt_tokens, ttft_s)
+        if generation_s is not None and output_tokens > 1:
+            self.per_token.learn(float(running), generation_s / (output_tokens - 1))
+        elif ttft_s is None and service_s is not None and output_tokens > 0:
+            self.per_token.learn(float(running), service_s / output_tokens)
+
+    def _learn_length(self, max_output_tokens: int, output_tokens: float) -> None:
+        lengths = self._lengths
+        for key in (0, max_output_tokens.bit_length()):
+            before = lengths.get(key)
+            lengths[key] = (
+                output_tokens if before is None else before + BLEND * (output_tokens - before)
+            )
+
+    def output_tokens(self, max_output_tokens: int) -> float:
+        """Expected length of an answer, by the size of what was allowed; at most that."""
+        lengths = self._lengths
+        expected = lengths.get(max_output_tokens.bit_length())
+        if expected is None:
+            expected = lengths.get(0, PRIOR_OUTPUT_TOKENS)
+        return expected if expected < max_output_tokens else float(max_output_tokens)
+
+    def estimate(
+        self, running: int, prompt_tokens: float, output_tokens: float, slowness: float = 1.0
+    ) -> Estimate:
+        """What a call of `output_tokens` would take with `running` calls, itself included."""
+        ttft_known = self.ttft.samples > 0
+        known = self.per_token.samples > 0
+        if ttft_known:
+            ttft_s = self.ttft.at(prompt_tokens) * slowness
+        else:
+            # A wire that never tells the first token has it inside its time per token.
+            ttft_s = 0.0 if known else PRIOR_TTFT_S
+        if known:
+            per_token_s = self.per_token.at(running) * slowness
+        else:
+            per_token_s = PRIOR_PER_TOKEN_S
+        return Estimate(ttft_s, ttft_s + per_token_s * output_tokens, ttft_known, known)
+
+    def __repr__(self) -> str:
+        return f"<Predictor ttft={self.ttft!r} per_token={self.per_token!r}>"
+
+
+def blend_slowness(slowness: float, measured_s: float, expected_s: float) -> float:
+    """An endpoint's slowness after one more call, kept within a sane range.
+
+    Args:
+        slowness: so far; 1.0 is as fast as its class.
+        measured_s: what the call took.
+        expected_s: what its class was predicted to take, slowness left out.
+    """
+    if expected_s <= 0.0:
+        return slowness
+    low, high = _SLOWNESS_RANGE
+    ratio = min(high, max(low, measured_s / expected_s))
+    return slowness + BLEND * (ratio - slowness)
