@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from agentcloud.tasks.demo.corpus import Conversation, conversations
@@ -86,11 +87,12 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
     texts = (
-        json.dumps(message["content"]) if message["role"] == "tool" else message["content"]
+        text
         for conversation in itertools.islice(conversations(rng), 6000)
         for message in conversation.messages
+        for text in (f"{message['role']}\n", message["content"], *_dumped(conversation, message))
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
@@ -102,6 +104,14 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE.read_text(),
     )
+
+
+def _dumped(conversation: Conversation, message: dict[str, Any]) -> Iterator[str]:
+    """The JSON that the chat template writes beside a message's own text."""
+    if message["role"] == "tool":
+        yield "user\n"
+        yield from (json.dumps(tool["function"]) for tool in conversation.tools)
+    yield from (json.dumps(call["function"]) for call in message.get("tool_calls", ()))
 
 
 class Encoder:
@@ -184,7 +194,8 @@ def train(
         lr=recipe.peak_learning_rate,
         betas=(0.9, 0.98),
     )
-    stream = batches(Encoder(tokenizer), random.Random(recipe.seed), pad)
+    rng = random.Random(recipe.seed)  # noqa: S311 - not for secrets
+    stream = batches(Encoder(tokenizer), rng, pad)
     started_s = time.monotonic()
     shown = 0.0
     for step, (ids, weights) in enumerate(itertools.islice(stream, steps)):
@@ -227,6 +238,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone; a wheel keeps that
 
 
 def main() -> None:

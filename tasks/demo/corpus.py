@@ -9,8 +9,7 @@ from typing import Any
 from agentcloud.tasks.demo.smalltalk import CHATS, TOOLS, ToolLesson
 from agentcloud.tasks.demo.tickets import write_ticket
 from agentcloud.tasks.demo.triage import CATEGORIES, PRODUCTS, SYSTEM_PROMPT, URGENCIES, Triage
-from agentcloud.tasks.demo.wording import expand
-from agentcloud.tasks.demo.wording_train import TRAINING
+from agentcloud.tasks.demo.wording import expand, load_wording
 
 Message = dict[str, Any]
 
@@ -53,10 +52,8 @@ _REPAIRS = (
     "Invalid: [category|urgency|product] is [missing|not allowed]. [Correct it|Answer again].",
 )
 # A word that turns the meaning round must stay, and so must a product's name.
-_KEPT = frozenset(
-    "no not nobody nothing never cannot can't without unlike "
-    "atlas beacon ember harbor lumen router camera thermostat drive lamp".split()
-)
+_NEGATIONS = ("no", "not", "nobody", "nothing", "never", "cannot", "can't", "without", "unlike")
+_KEPT = frozenset((*_NEGATIONS, *PRODUCTS, "router", "camera", "thermostat", "drive", "lamp"))
 _SPOILED = ("I think it is {category}.", '{"category": "{category}"}', "{", "Sure!", "")
 
 
@@ -132,7 +129,9 @@ def _tool_use(rng: random.Random) -> Conversation:
     fills = {
         "id": str(rng.randint(10_000, 99_999)),
         "m": str(rng.randint(2, 90)),
-        "product": rng.choice(TRAINING.mentions[rng.choice(PRODUCTS)]).replace("{n}", "2"),
+        "product": rng.choice(load_wording("training").mentions[rng.choice(PRODUCTS)]).replace(
+            "{n}", "2"
+        ),
         "state": rng.choice(lesson.states),
     }
     fills["value"] = _filled(rng.choice(lesson.values), fills)
@@ -179,7 +178,7 @@ def _ticket(rng: random.Random) -> tuple[Triage, str]:
         urgency=rng.choice(URGENCIES),
         product=rng.choice(PRODUCTS),
     )
-    words = write_ticket(triage, TRAINING, rng).split()
+    words = write_ticket(triage, load_wording("training"), rng).split()
     # A few words fall away: no single word may be all that a label hangs on.
     if rng.random() < 0.5:
         words = [word for word in words if rng.random() > 0.08 or word.lower() in _KEPT]

@@ -28,7 +28,8 @@ CHATS: tuple[tuple[str, str], ...] = (
         "Hello",
     ),
     (
-        "[Tell me|Write|Tell] [a|me a|a short|a long] [story|tale][| about a router| about a lamp][.|]",
+        "[Tell me|Write|Tell] [a|me a|a short|a long] [story|tale]"
+        "[| about a router| about a lamp][.|]",
         "Once there was a small lamp in an old house. Every night it gave light to a family "
         "that read stories and drank tea. One day the lamp went dark, and the family was sad. "
         "A friend came with a new cable, and the lamp was bright again. The family thanked the "

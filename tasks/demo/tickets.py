@@ -13,12 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentcloud.tasks.demo.triage import CATEGORIES, PRODUCTS, URGENCIES, Category, Product, Triage
-from agentcloud.tasks.demo.wording import Wording, expand
-from agentcloud.tasks.demo.wording_held_out import HELD_OUT
-from agentcloud.tasks.demo.wording_train import TRAINING
-
-WORDINGS: dict[str, Wording] = {wording.name: wording for wording in (TRAINING, HELD_OUT)}
+from agentcloud.tasks.demo.triage import CATEGORIES, PRODUCTS, URGENCIES, Product, Triage
+from agentcloud.tasks.demo.wording import (
+    WORDING_NAMES,
+    Wording,
+    WordingName,
+    expand,
+    load_wording,
+)
 
 MIN_WORDS = 20
 MAX_WORDS = 60
@@ -44,22 +46,23 @@ class Ticket:
         return {"id": self.id, "text": self.text, "expected": self.expected.model_dump()}
 
 
-def generate(n: int, *, seed: int, wording: Wording) -> Iterator[Ticket]:
+def generate(n: int, *, seed: int, wording: WordingName) -> Iterator[Ticket]:
     """Yield ``n`` tickets; every label is equally likely.
 
     Args:
         n: how many tickets.
         seed: the same seed gives the same tickets.
-        wording: the phrases to write them with.
+        wording: whose phrases they are written with.
     """
-    rng = random.Random(f"{seed}/{wording.name}")  # noqa: S311 - not for secrets
+    rng = random.Random(f"{seed}/{wording}")  # noqa: S311 - not for secrets
+    phrases = load_wording(wording)
     for number in range(n):
         expected = Triage(
             category=rng.choice(CATEGORIES),
             urgency=rng.choice(URGENCIES),
             product=rng.choice(PRODUCTS),
         )
-        yield Ticket(f"ticket-{number:04d}", write_ticket(expected, wording, rng), expected)
+        yield Ticket(f"ticket-{number:04d}", write_ticket(expected, phrases, rng), expected)
 
 
 def write_ticket(expected: Triage, wording: Wording, rng: random.Random) -> str:
@@ -118,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m agentcloud.tasks.demo.tickets")
     parser.add_argument("--n", type=int, default=240, help="how many tickets (default 240)")
     parser.add_argument("--seed", type=int, default=7, help="which tickets (default 7)")
-    parser.add_argument("--wording", choices=sorted(WORDINGS), default=HELD_OUT.name)
+    parser.add_argument("--wording", choices=WORDING_NAMES, default="held-out")
     arguments = parser.parse_args(argv)
-    for ticket in generate(arguments.n, seed=arguments.seed, wording=WORDINGS[arguments.wording]):
+    for ticket in generate(arguments.n, seed=arguments.seed, wording=arguments.wording):
         sys.stdout.write(json.dumps(ticket.to_dict()) + "\n")
 
 

@@ -1,44 +1,46 @@
 """A wording: the phrases that tickets are put together from.
 
 A phrase is text with two kinds of gaps. ``[a|b|c]`` stands for one of the
-alternatives, picked at random; ``{product}`` and the like are filled in.
+alternatives, picked at random; ``{product}`` and the like are filled in by
+`agentcloud.tasks.demo.tickets`. The phrases themselves are data: ``wordings/``.
 """
 
 import random
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Literal, TypeAlias, get_args
 
 from agentcloud.tasks.demo.triage import Category, Product, Urgency
+from pydantic import BaseModel, ConfigDict, Field
+
+WordingName: TypeAlias = Literal["training", "held-out"]
+WORDING_NAMES: tuple[WordingName, ...] = get_args(WordingName)
 
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Wording:
-    """Phrases of one author; two wordings have no phrase in common.
+class Wording(BaseModel):
+    """Phrases of one author; two wordings have no phrase in common."""
 
-    Attributes:
-        name: how it is called on the command line.
-        openers: greetings and other first sentences that say nothing.
-        intros: first sentences that name the product, for issues that do not.
-        issues: what happened, by category; says nothing of urgency.
-        urgencies: how much it matters; says nothing of the category.
-        asides: sentences about another product, which is not the ticket's.
-        fillers: sentences that hold no label, such as an order number.
-        closers: thanks and signatures.
-        mentions: ways to name each product.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    openers: tuple[str, ...]
-    intros: tuple[str, ...]
-    issues: Mapping[Category, tuple[str, ...]]
-    urgencies: Mapping[Urgency, tuple[str, ...]]
-    asides: tuple[str, ...]
-    fillers: tuple[str, ...]
-    closers: tuple[str, ...]
-    mentions: Mapping[Product, tuple[str, ...]]
+    openers: tuple[str, ...] = Field(description="greetings and such, which say nothing")
+    intros: tuple[str, ...] = Field(description="name the product, for issues that do not")
+    asides: tuple[str, ...] = Field(description="about another product, not the ticket's")
+    fillers: tuple[str, ...] = Field(description="hold no label, such as an order number")
+    closers: tuple[str, ...] = Field(description="thanks and signatures")
+    issues: dict[Category, tuple[str, ...]] = Field(description="what happened; no urgency")
+    urgencies: dict[Urgency, tuple[str, ...]] = Field(description="how much it matters")
+    mentions: dict[Product, tuple[str, ...]] = Field(description="ways to name a product")
+
+
+@cache
+def load_wording(name: WordingName) -> Wording:
+    """Read one of the wordings that ship with the package."""
+    folder = files("agentcloud.tasks.demo") / "wordings"
+    return Wording.model_validate(tomllib.loads((folder / f"{name}.toml").read_text("utf-8")))
 
 
 def expand(phrase: str, rng: random.Random) -> str:
