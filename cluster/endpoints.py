@@ -1,0 +1,106 @@
+"""fleet.yaml -> the endpoints that the scheduler is told of, checked before anything starts."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+from agentcloud.cluster.catalog import HostedEntry, load_catalog
+from agentcloud.cluster.config import FleetConfig, HostedModel, LocalModel
+from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, Feature
+from agentcloud.cluster.engine_settings import model_folder
+from agentcloud.cluster.errors import ConfigError
+
+#: What vLLM's Messages handler does for a text model.
+_LOCAL_FEATURES = frozenset(
+    {Feature.TOOLS, Feature.FORCED_TOOLS, Feature.STRICT_TOOLS, Feature.JSON_SCHEMA}
+)
+
+
+def replica_name(model: str, index: int) -> str:
+    """Name of a replica: its actor, its endpoint, and what the dashboard shows."""
+    return f"replica:{model}:{index}"
+
+
+def hosted_name(account: str, model: str) -> str:
+    """Name of a hosted endpoint."""
+    return f"{account}/{model}"
+
+
+def replica_spec(
+    model: str, index: int, settings: LocalModel, *, context_tokens: int, gpus: int
+) -> EndpointSpec:
+    """The endpoint that a replica is.
+
+    Args:
+        model: its name in fleet.yaml.
+        index: which of the model's replicas.
+        settings: its section.
+        context_tokens: as its engine said once it was up.
+        gpus: GPUs it occupies.
+    """
+    hourly = settings.usd_per_gpu_hour
+    return EndpointSpec(
+        name=replica_name(model, index),
+        kind=EndpointKind.LOCAL,
+        model=model,
+        tier=settings.tier,
+        context_tokens=context_tokens,
+        max_output_tokens=settings.max_output_tokens or context_tokens,
+        max_concurrency=settings.max_concurrency,
+        features=_LOCAL_FEATURES,
+        usd_per_hour=None if hourly is None else hourly * Decimal(max(gpus, 1)),
+    )
+
+
+def hosted_specs(config: FleetConfig) -> list[EndpointSpec]:
+    """The endpoints under `hosted:`, completed from the catalogue.
+
+    Raises:
+        ConfigError: a model is neither in the catalogue nor described in fleet.yaml.
+    """
+    catalog = load_catalog().with_overrides(config.hosted)
+    return [
+        _hosted_spec(catalog.entries[name], hosted, config)
+        for name, hosted in config.hosted.items()
+    ]
+
+
+def check_fleet(config: FleetConfig, *, where: str = "fleet.yaml") -> None:
+    """What can be known to be wrong before anything starts: folders, keys, hosted models.
+
+    Raises:
+        ConfigError: naming file, key and remedy.
+    """
+    for name, model in config.models.items():
+        _check_folder(model_folder(model.path), f"{where}: models.{name}.path")
+    for name in {hosted.account for hosted in config.hosted.values()}:
+        config.accounts[name].key(f"{where}: accounts.{name}")
+    hosted_specs(config)
+
+
+def _hosted_spec(entry: HostedEntry, hosted: HostedModel, config: FleetConfig) -> EndpointSpec:
+    return EndpointSpec(
+        name=hosted_name(hosted.account, entry.name),
+        kind=EndpointKind.HOSTED,
+        model=entry.name,
+        tier=entry.tier,
+        context_tokens=entry.context_tokens,
+        max_output_tokens=entry.max_output_tokens,
+        max_concurrency=hosted.max_concurrency or config.accounts[hosted.account].max_concurrency,
+        account=hosted.account,
+        family=entry.family,
+        features=entry.features,
+    )
+
+
+def _check_folder(folder: Path, where: str) -> None:
+    if not folder.is_dir():
+        raise ConfigError(
+            f"no model folder {folder}; it must hold config.json, weights and tokenizer",
+            where=where,
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} holds no config.json, so it is no model folder", where=where)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ConfigError(f"{folder} holds no weights (*.safetensors)", where=where)

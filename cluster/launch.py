@@ -1,0 +1,129 @@
+"""Place one replica: plan its degree, reserve its GPUs, create its actor there."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from ray.util.placement_group import PlacementGroup
+
+from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.contracts import RAY_NAMESPACE
+from agentcloud.cluster.degrees import Hardware, Workload
+from agentcloud.cluster.engine_settings import model_folder
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.placement import NodeGpus, place
+from agentcloud.cluster.placement_ray import actor_options, create_placement_group, ray_nodes
+from agentcloud.cluster.plan import make_plan
+from agentcloud.cluster.plan_data import cpu_share, gpu_kind, model_shape
+from agentcloud.cluster.replica import Replica
+
+_GIB = 1 << 30
+#: More sequences than this are not planned at full context: real prompts are shorter.
+_PLANNED_CONCURRENCY = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Degrees:
+    """How a replica is split: tensor parallel inside a node, pipeline stages over nodes."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the replica, on GPUs one each."""
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A replica's actor, still starting, and the GPUs reserved for it (None on the CPU)."""
+
+    actor: Any
+    placement_group: PlacementGroup | None
+    degrees: Degrees
+
+
+def degrees_of(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Degrees:
+    """Plan a model's degrees and refuse what cannot fit, before anything is loaded.
+
+    Args:
+        name: the model's name in fleet.yaml.
+        model: its section.
+        nodes: the cluster's nodes with their GPUs.
+
+    Raises:
+        PlanError: it does not fit, with the reason and what would.
+        ConfigError: it asks for GPUs and the cluster has none.
+    """
+    shape = model_shape(str(model_folder(model.path)))
+    asked = None if model.tensor_parallel == "auto" else model.tensor_parallel
+    if model.gpu is None:
+        ranks = (asked or 1) * model.pipeline_parallel
+        hardware = Hardware(
+            cpu_share(psutil.virtual_memory().total, ranks=ranks),
+            gpus_per_node=ranks,
+            kv_bytes_per_gpu=int(model.kv_cache_gib * _GIB),
+        )
+        concurrency = 1
+    else:
+        with_gpus = [node.total_gpus for node in nodes if node.total_gpus]
+        if not with_gpus:
+            raise ConfigError(
+                f"asks for {model.gpu} and no node of this cluster has a GPU; leave `gpu` out to "
+                "run on the CPU",
+                where=f"fleet.yaml: models.{name}",
+            )
+        hardware = Hardware(gpu_kind(model.gpu), gpus_per_node=max(with_gpus), nodes=len(with_gpus))
+        concurrency = min(model.max_concurrency, _PLANNED_CONCURRENCY)
+    plan = make_plan(
+        shape,
+        hardware,
+        Workload(
+            context_tokens=model.context_tokens,
+            concurrency=concurrency,
+            sequences=model.max_concurrency,
+        ),
+        dtype=model.dtype,
+        tensor_parallel=asked if model.gpu else asked or 1,
+        pipeline_parallel=model.pipeline_parallel if model.pipeline_parallel > 1 else None,
+    )
+    return Degrees(plan.chosen.tensor_parallel, plan.chosen.pipeline_parallel)
+
+
+async def launch_replica(name: str, model: str, settings: LocalModel) -> Launched:
+    """Create a replica's actor where its placement says; it is not ready yet.
+
+    Args:
+        name: of the replica, its actor's too.
+        model: the model's name in fleet.yaml.
+        settings: its section.
+
+    Raises:
+        PlanError: it cannot be placed; nothing stays reserved.
+        ConfigError: it asks for GPUs and there are none.
+    """
+    nodes = ray_nodes()
+    degrees = degrees_of(model, settings, nodes)
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": RAY_NAMESPACE,
+        "lifetime": "detached",
+        "num_cpus": settings.cpus,
+    }
+    group = None
+    if settings.gpu is not None:
+        placement = place(
+            degrees.tensor_parallel, degrees.pipeline_parallel, nodes, actor_cpus=settings.cpus
+        )
+        group = await asyncio.to_thread(
+            create_placement_group, placement, name=name, lifetime="detached"
+        )
+        options |= actor_options(placement, group, actor_cpus=settings.cpus)
+    actor = Replica.options(**options).remote(
+        name, model, settings, tensor_parallel=degrees.tensor_parallel
+    )
+    return Launched(actor, group, degrees)

@@ -1,0 +1,256 @@
+"""Bring a Ray, the scheduler and the fleet up, and down again without leaving a process.
+
+Only `up` creates the long-lived actors: detached, in our Ray namespace, with no user's runtime
+environment. Token authentication is on everywhere: this module switches it on before Ray starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NAME, EndpointSpec
+from agentcloud.cluster.endpoints import check_fleet
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.fleet import FleetActor, FleetStatus
+from agentcloud.cluster.scheduler_actor import SchedulerActor
+
+#: Methods of long-lived actors that answer at once get this long, seconds.
+CONTROL_TIMEOUT_S = 30.0
+#: An engine takes 40 s on two idle cores; a 70B model minutes to load.
+START_TIMEOUT_S = 1800.0
+#: After `down`, seconds in which every process must be gone.
+STOP_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class RayInfo:
+    """The Ray this process is connected to.
+
+    Attributes:
+        address: of its GCS, `host:port`.
+        dashboard_url: None when it has no dashboard.
+        session_dir: where Ray keeps logs and sockets; None inside a Ray worker.
+        metrics_port: where this node exports Prometheus metrics.
+    """
+
+    address: str
+    dashboard_url: str | None
+    session_dir: Path | None
+    metrics_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpInfo:
+    """What `up` brought up."""
+
+    endpoints: tuple[EndpointSpec, ...]
+    seconds: float
+
+
+def switch_on_token_auth() -> None:
+    """Make Ray's token authentication mandatory for this process and its children."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def start_local_ray(*, dashboard: bool = True, num_cpus: int | None = None) -> RayInfo:
+    """Start a Ray of our own on this machine, on loopback, with token authentication.
+
+    Args:
+        dashboard: whether its dashboard runs too.
+        num_cpus: logical CPUs; None: the machine's.
+
+    Raises:
+        ConfigError: a Ray is connected already, or it could not start.
+    """
+    if ray.is_initialized():
+        raise ConfigError("this process is connected to a Ray already; call ray.shutdown() first")
+    switch_on_token_auth()
+    try:
+        ray.init(
+            address="local",
+            namespace=RAY_NAMESPACE,
+            _node_ip_address="127.0.0.1",
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            num_cpus=num_cpus,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"Ray did not start ({_one_line(error)}); see `agentcloud doctor`"
+        ) from None
+    return _ray_info()
+
+
+def connect_ray(address: str | None = None) -> RayInfo:
+    """Connect to a running Ray, with token authentication.
+
+    Args:
+        address: `host:port` of its GCS or `auto`; None: RAY_ADDRESS, else the one on this machine.
+
+    Raises:
+        ConfigError: none is there, or it does not accept our token.
+    """
+    if ray.is_initialized():
+        return _ray_info()
+    switch_on_token_auth()
+    target = address or os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        ray.init(
+            address=target,
+            namespace=RAY_NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except ray.exceptions.AuthenticationError:
+        raise ConfigError(
+            "the cluster does not accept our token; copy the head's ~/.ray/auth_token to this "
+            "machine, or point RAY_AUTH_TOKEN_PATH at it",
+            where=target,
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"no Ray cluster is there ({_one_line(error)}); start one with `ray start --head` or "
+            "`ray up ray_config.yaml`, or name it with --address",
+            where=target,
+        ) from None
+    return _ray_info()
+
+
+def up(
+    config: FleetConfig,
+    *,
+    where: str = "fleet.yaml",
+    on_progress: Callable[[str], None] = lambda _line: None,
+    timeout_s: float = START_TIMEOUT_S,
+) -> UpInfo:
+    """Create scheduler and fleet on the connected Ray and wait until every replica answers.
+
+    Args:
+        config: the fleet to bring up.
+        where: how errors name its file.
+        on_progress: gets a line whenever something changed.
+        timeout_s: the longest to wait.
+
+    Raises:
+        ConfigError: one is up already, a key is missing, a model cannot be placed or loaded; then
+            nothing of it is left running.
+    """
+    started_s = time.monotonic()
+    if _actor(FLEET_NAME) is not None or _actor(SCHEDULER_NAME) is not None:
+        raise ConfigError("a fleet is up on this cluster already; `agentcloud down` stops it")
+    check_fleet(config, where=where)
+    scheduler = SchedulerActor.options(
+        name=SCHEDULER_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0
+    ).remote(config)
+    fleet = FleetActor.options(
+        name=FLEET_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0
+    ).remote(config, where)
+    try:
+        ray.get(scheduler.ping.remote(), timeout=60)
+        ray.get(fleet.start.remote(), timeout=60)
+        _wait_until_ready(fleet, on_progress, timeout_s)
+        endpoints = ray.get(fleet.endpoints.remote(), timeout=CONTROL_TIMEOUT_S)
+    except BaseException:
+        down()
+        raise
+    return UpInfo(endpoints=tuple(endpoints), seconds=time.monotonic() - started_s)
+
+
+def down() -> bool:
+    """Stop replicas, fleet and scheduler; nothing of them is left. Safe to call twice.
+
+    Returns:
+        Whether anything was up.
+    """
+    fleet, scheduler = _actor(FLEET_NAME), _actor(SCHEDULER_NAME)
+    if fleet is not None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(fleet.stop.remote(), timeout=STOP_TIMEOUT_S)
+    for actor in (fleet, scheduler):
+        if actor is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
+    _kill_left_over_replicas()
+    return fleet is not None or scheduler is not None
+
+
+def fleet_status() -> FleetStatus:
+    """Every replica with its state, on the connected Ray.
+
+    Raises:
+        ConfigError: no fleet is up.
+    """
+    fleet = _actor(FLEET_NAME)
+    if fleet is None:
+        raise ConfigError("no fleet is up on this cluster; `agentcloud up` starts one")
+    status: FleetStatus = ray.get(fleet.status.remote(), timeout=CONTROL_TIMEOUT_S)
+    return status
+
+
+def is_up() -> bool:
+    """Whether a scheduler runs on the connected Ray."""
+    return _actor(SCHEDULER_NAME) is not None
+
+
+def _wait_until_ready(fleet: Any, on_progress: Callable[[str], None], timeout_s: float) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    last = ""
+    while True:
+        status: FleetStatus = ray.get(fleet.status.remote(), timeout=CONTROL_TIMEOUT_S)
+        if status.failure is not None:
+            raise ConfigError(status.failure)
+        line = status.one_line()
+        if line != last:
+            on_progress(line)
+            last = line
+        if status.all_ready():
+            return
+        if time.monotonic() > deadline_s:
+            raise ConfigError(f"not ready after {timeout_s:.0f} s: {line}")
+        time.sleep(0.2)
+
+
+def _actor(name: str) -> Any | None:
+    try:
+        return ray.get_actor(name, namespace=RAY_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def _kill_left_over_replicas() -> None:
+    # A fleet actor that died could not stop its replicas: they are detached, so find them by name.
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == RAY_NAMESPACE and entry["name"].startswith("replica:"):
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                ray.kill(ray.get_actor(entry["name"], namespace=RAY_NAMESPACE))
+
+
+def _ray_info() -> RayInfo:
+    node = ray._private.worker._global_node  # None inside a Ray worker
+    info: dict[str, Any] = node.address_info if node is not None else {}
+    url = info.get("webui_url")
+    return RayInfo(
+        address=ray.get_runtime_context().gcs_address,
+        dashboard_url=f"http://{url}" if url else None,
+        session_dir=Path(info["session_dir"]) if info else None,
+        metrics_port=info.get("metrics_export_port"),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
