@@ -1,0 +1,336 @@
+"""`Context`: what an agent is given to work with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, TypeVar, overload
+
+import structlog
+from anthropic.types import Message
+from anthropic.types.message_create_params import MessageCreateParamsBase
+from pydantic import BaseModel
+
+from agentcloud.agents.attempts import Attempts
+from agentcloud.agents.concurrent import map_ordered
+from agentcloud.agents.loop import LoopLimits, refusal, run_loop
+from agentcloud.agents.output import output_schema
+from agentcloud.agents.ports import MessagesClient
+from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
+from agentcloud.agents.structured import ask_structured, structure_last
+from agentcloud.agents.tools import Tool, index_tools
+from agentcloud.agents.usage import Usage
+from agentcloud.cluster.clock import Clock, SystemClock
+from agentcloud.cluster.contracts import BudgetState, Routing, StepRecorder
+from agentcloud.cluster.errors import AgentError
+
+T = TypeVar("T", bound=BaseModel)
+Item = TypeVar("Item")
+R = TypeVar("R")
+
+#: Scope of the budget that is above every other.
+_FLEET_SCOPE = "fleet"
+#: Sends of one call that fleet.yaml allows by default; a task with fewer attempts left says so.
+_USUAL_SENDS = 4
+
+
+#: Parameters of the Messages API that an ask hands through, and its own.
+_API_PARAMS = frozenset(MessageCreateParamsBase.__annotations__) - {"messages", "stream"} | {
+    "top_k",  # local models and older hosted ones take these two; anthropic's types list them
+    "top_p",  # no longer
+}
+_OWN_PARAMS = ("output", "tier", "images", "deadline_s", "repairs", "max_turns", "max_usd")
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What asks use that do not say it themselves.
+
+    Attributes:
+        tier: tier or model name.
+        max_tokens: the most tokens of an answer.
+        tools: functions that the model may call.
+        max_turns: the most answers of one agent loop.
+    """
+
+    tier: str = "small"
+    max_tokens: int = 1024
+    tools: tuple[Tool[..., Any], ...] = ()
+    max_turns: int = 20
+
+
+class Context:
+    """One task's way to the models: asks, counts what it used, stays within its limits.
+
+    Args:
+        client: makes the calls.
+        job_id: the job, for logs.
+        task_id: the task, for logs.
+        item: the input as it was read.
+        budget: path of budget scopes, outermost first.
+        deadline_s: seconds from now by which the task should be done; None: no deadline.
+        recorder: answers recorded by an earlier attempt, used in place of calls.
+        attempts: the task's budget of extra attempts, shared with the layers above.
+        budgets: reads the cluster's budgets, for `remaining_usd`.
+        clock: the time seam.
+
+    Attributes:
+        usage: receipts of every answered call.
+        log: logger with the ids bound.
+        defaults: what asks use that do not say it themselves; `@agent(...)` sets it.
+    """
+
+    def __init__(
+        self,
+        client: MessagesClient,
+        *,
+        job_id: str = "",
+        task_id: str = "",
+        item: Any = None,
+        budget: tuple[str, ...] = (),
+        deadline_s: float | None = None,
+        recorder: StepRecorder | None = None,
+        attempts: Attempts | None = None,
+        budgets: Callable[[], Awaitable[Sequence[BudgetState]]] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.job_id = job_id
+        self.task_id = task_id
+        self.item = item
+        self.attempts = attempts if attempts is not None else Attempts()
+        self.usage = Usage()
+        self.log = structlog.get_logger().bind(job=job_id, task=task_id)
+        self.defaults = Defaults()
+        self._client = client
+        self._budget = budget
+        self._recorder = recorder
+        self._budgets = budgets
+        self._clock = clock or SystemClock()
+        self._ends_s = None if deadline_s is None else self._clock.now() + deadline_s
+
+    def __repr__(self) -> str:
+        return f"<Context {self.job_id or '-'}/{self.task_id or '-'}, {self.usage.calls} calls>"
+
+    @overload
+    async def ask(self, prompt: Prompt, *, output: type[T], **settings: Any) -> T: ...
+    @overload
+    async def ask(self, prompt: Prompt, *, output: None = None, **settings: Any) -> str: ...
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        output: type[T] | None = None,
+        system: str | None = None,
+        tier: str | None = None,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        tools: Sequence[Tool[..., Any]] | None = None,
+        images: Sequence[Image] = (),
+        deadline_s: float | None = None,
+        repairs: int = 2,
+        max_turns: int | None = None,
+        max_total_tokens: int | None = None,
+        max_usd: Decimal | None = None,
+        **params: Any,
+    ) -> T | str:
+        """Ask a model, running the tools it calls, until it answers.
+
+        With `output`, the answer is a validated object of that model: decoding is constrained by
+        its schema where the endpoint can, the rest is checked after; an invalid answer is shown to
+        the model again, and one cut short is asked for with twice the tokens. Without, it is the
+        text; text that `max_tokens` cut off is returned as it is, with a warning in the log.
+
+        Args:
+            prompt: text, content blocks, or whole messages.
+            output: pydantic model of the answer.
+            system: system prompt.
+            tier: `small`, `large` or a model's name, in place of the agent's.
+            model: a model's name as the API has it; mapped by `aliases:` of fleet.yaml.
+            max_tokens: the most tokens of one answer.
+            temperature: 0 is the most likely answer.
+            tools: functions that the model may call, in place of the agent's; `[]`: none.
+            images: files, bytes or URLs, put before the text of the last message.
+            deadline_s: seconds from now by which the answer should be whole.
+            repairs: how often to ask again for a valid `output`.
+            max_turns: the most answers of the loop.
+            max_total_tokens: the most tokens of the loop, prompts and answers together.
+            max_usd: the most money of the loop.
+            **params: further parameters of the Messages API, e.g. `stop_sequences`.
+
+        Raises:
+            OutputInvalid: no answer satisfied `output`.
+            Refused: the model refused.
+            TurnLimit: the loop reached its turns or tokens.
+            BudgetExceeded: a budget is used up.
+            AttemptsExhausted: the task's extra attempts are used up.
+            AgentError: `output`, a tool or an image cannot be used.
+        """
+        if output is not None:
+            output_schema(output)  # what cannot be asked for costs no call
+        by_name = index_tools(self.defaults.tools if tools is None else tools)
+        request = self._request(prompt, images, tier, model, max_tokens, params)
+        given = {"system": system, "temperature": temperature}
+        request |= {key: value for key, value in given.items() if value is not None}
+        sender = _Sender(self, self._routing(tier, model, deadline_s))
+        if by_name:
+            request["tools"] = [tool.to_param() for tool in by_name.values()]
+        elif output is not None:
+            return await ask_structured(sender, request, output, repairs=repairs, usage=self.usage)
+        limits = LoopLimits(max_turns or self.defaults.max_turns, max_total_tokens, max_usd)
+        result = await run_loop(sender, request, tools=by_name, limits=limits, usage=self.usage)
+        if output is not None:
+            return await structure_last(
+                sender, request, result, output, repairs=repairs, usage=self.usage
+            )
+        self._warn_if_cut(result.message, result.max_tokens)
+        return answer_text(result.message)
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        tier: str | None = None,
+        model: str | None = None,
+        max_tokens: int | None = None,
+        images: Sequence[Image] = (),
+        deadline_s: float | None = None,
+        **params: Any,
+    ) -> AsyncIterator[str]:
+        """Yield the text of an answer as it comes: `async for piece in ctx.stream(...)`.
+
+        Leaving the loop early aborts the call; wrap it in `contextlib.aclosing` to abort at once.
+        Arguments are those of `ask`.
+
+        Raises:
+            Refused: the model refused; what came before was yielded.
+            StreamBroken: the stream ended before the answer did.
+        """
+        request = self._request(prompt, images, tier, model, max_tokens, params)
+        if system is not None:
+            request["system"] = system
+        step = await self._recorder.begin(request) if self._recorder else None
+        if step is not None and step.answer is not None:
+            message = step.answer
+            yield answer_text(message)
+        else:
+            routing = self._with_attempts(self._routing(tier, model, deadline_s))
+            async with self._client.messages.stream(routing=routing, **request) as stream:
+                async for text in stream.text_stream:
+                    yield text
+                message = await stream.get_final_message()
+            if self._recorder is not None and step is not None:
+                await self._recorder.done(step, message)
+        self._count(message)
+        if message.stop_reason == "refusal":
+            raise refusal(message)
+        self._warn_if_cut(message, request["max_tokens"])
+
+    async def map(
+        self,
+        function: Callable[[Item], Awaitable[R]],
+        items: Iterable[Item],
+        *,
+        concurrency: int = 16,
+    ) -> list[R]:
+        """Apply an async function to every item at once; results in the items' order.
+
+        The first error cancels what still runs and is raised as it is. To keep going, catch
+        inside `function` and return what tells the failure.
+
+        Args:
+            function: async function of one item.
+            items: any iterable.
+            concurrency: the most items at once.
+        """
+        return await map_ordered(function, items, concurrency=concurrency)
+
+    async def remaining_usd(self) -> Decimal | None:
+        """Money left for this task: the least over its budgets, reservations taken off.
+
+        None when no budget above it has a limit, or when the context has no way to ask.
+        """
+        if self._budgets is None:
+            return None
+        ours = {_FLEET_SCOPE, *self._budget}
+        left = [
+            state.limit_usd - state.spent_usd - state.reserved_usd - state.unknown_usd
+            for state in await self._budgets()
+            if state.scope in ours and state.limit_usd is not None
+        ]
+        return max(Decimal(0), min(left)) if left else None
+
+    def _request(
+        self,
+        prompt: Prompt,
+        images: Sequence[Image],
+        tier: str | None,
+        model: str | None,
+        max_tokens: int | None,
+        params: dict[str, Any],
+    ) -> dict[str, Any]:
+        if unknown := sorted(set(params) - _API_PARAMS):
+            close = difflib.get_close_matches(unknown[0], [*_API_PARAMS, *_OWN_PARAMS], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise AgentError(f"ask: no parameter {unknown[0]!r}{hint}")
+        return {
+            **params,
+            "model": model or tier or self.defaults.tier,
+            "max_tokens": max_tokens or self.defaults.max_tokens,
+            "messages": to_messages(prompt, images),
+        }
+
+    def _routing(self, tier: str | None, model: str | None, deadline_s: float | None) -> Routing:
+        if self._ends_s is not None:
+            left_s = max(0.001, self._ends_s - self._clock.now())
+            deadline_s = left_s if deadline_s is None else min(deadline_s, left_s)
+        # A model named without a tier is the caller's choice, so the agent's tier stays out.
+        tier = tier or (None if model else self.defaults.tier)
+        return Routing(tier=tier, deadline_s=deadline_s, budget=self._budget)
+
+    async def _send(self, params: dict[str, Any], routing: Routing) -> Message:
+        step = await self._recorder.begin(params) if self._recorder else None
+        if step is not None and step.answer is not None:
+            message = step.answer
+        else:
+            message = await self._client.messages.create(
+                routing=self._with_attempts(routing), **params
+            )
+            if self._recorder is not None and step is not None:
+                await self._recorder.done(step, message)
+        self._count(message)
+        return message
+
+    def _with_attempts(self, routing: Routing) -> Routing:
+        sends = 1 + self.attempts.left
+        return replace(routing, max_attempts=sends) if sends < _USUAL_SENDS else routing
+
+    def _count(self, message: Message) -> None:
+        receipt = getattr(message, "agentcloud", None)
+        if receipt is not None:
+            self.usage.add(receipt)
+            if not receipt.cached:
+                self.attempts.charge(receipt.attempts - 1)
+
+    def _warn_if_cut(self, message: Message, max_tokens: int) -> None:
+        if message.stop_reason in ("max_tokens", "model_context_window_exceeded"):
+            self.log.warning(
+                "answer cut off", stop_reason=message.stop_reason, max_tokens=max_tokens
+            )
+
+
+class _Sender:
+    """Calls with a context's routing, record, usage and attempts."""
+
+    def __init__(self, context: Context, routing: Routing) -> None:
+        self._context = context
+        self._routing = routing
+
+    async def send(self, params: dict[str, Any]) -> Message:
+        return await self._context._send(params, self._routing)
+
+    def spend_attempt(self, why: str, last: str | None = None) -> None:
+        self._context.attempts.spend(why, last=last)

@@ -1,0 +1,214 @@
+"""The agent loop: generate -> run the asked-for tools -> repeat, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Protocol
+
+from anthropic.types import Message, ToolUseBlock
+
+from agentcloud.agents.concurrent import map_ordered
+from agentcloud.agents.history import fit
+from agentcloud.agents.output import ran_away
+from agentcloud.agents.prompt import MessageDict, answer_message, answer_text
+from agentcloud.agents.tools import Tool
+from agentcloud.agents.usage import Usage
+from agentcloud.cluster.errors import (
+    AgentCloudError,
+    BudgetExceeded,
+    ConfigError,
+    ContextTooLong,
+    NoEndpoint,
+    Refused,
+    TaskError,
+    TurnLimit,
+)
+
+#: Errors of a tool that end the whole agent: the model could not mend them.
+FATAL_IN_TOOLS = (BudgetExceeded, TaskError, NoEndpoint, ConfigError)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLimits:
+    """Where a loop ends by force.
+
+    Attributes:
+        turns: the most answers of the model.
+        tokens: the most tokens, prompts and answers together, over all turns; None: no limit.
+        usd: the most money, checked after each turn; None: the budgets alone decide.
+    """
+
+    turns: int = 20
+    tokens: int | None = None
+    usd: Decimal | None = None
+
+
+class Sender(Protocol):
+    """One model call with everything agentcloud adds: routing, record, usage, attempts."""
+
+    async def send(self, params: dict[str, Any]) -> Message:
+        """Send a request and wait for its answer."""
+        ...
+
+    def spend_attempt(self, why: str, last: str | None = None) -> None:
+        """Spend one of the task's extra attempts.
+
+        Raises:
+            AttemptsExhausted: none remains.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoopResult:
+    """How a loop ended: the last answer and the conversation that led to it, without it."""
+
+    message: Message
+    messages: list[MessageDict]
+    max_tokens: int
+
+
+async def run_loop(
+    sender: Sender,
+    params: Mapping[str, Any],
+    *,
+    tools: Mapping[str, Tool[..., Any]],
+    limits: LoopLimits,
+    usage: Usage,
+    growths: int = 2,
+) -> LoopResult:
+    """Call the model until it asks for no more tools.
+
+    Args:
+        sender: makes the calls.
+        params: the request, its `tools` included.
+        tools: functions by name.
+        limits: where to stop by force.
+        usage: the task's receipts, which `sender` adds to.
+        growths: how often a cut answer is asked for again with twice the tokens.
+
+    Raises:
+        TurnLimit: the turns or tokens are used up.
+        BudgetExceeded: the money of `limits` is used up.
+        Refused: the model refused.
+    """
+    messages = list(params["messages"])
+    max_tokens: int = params["max_tokens"]
+    calls_before = usage.calls
+    for turn in range(1, limits.turns + 1):
+        _check(limits, usage.since(calls_before))
+        message, messages = await _send_fitting(
+            sender, {**params, "messages": messages, "max_tokens": max_tokens}
+        )
+        # Cases: refused; cut, perhaps inside a tool call (ask with more tokens, run nothing);
+        # paused by a server tool (go on); tools asked for (run them); done.
+        calls = [block for block in message.content if block.type == "tool_use"]
+        if message.stop_reason == "refusal":
+            raise refusal(message)
+        if message.stop_reason == "max_tokens" and tools and growths:
+            growths -= 1
+            sender.spend_attempt("an answer that max_tokens cut off")
+            max_tokens *= 2
+        elif message.stop_reason == "max_tokens" and calls:
+            raise TurnLimit(
+                f"a call of tool {calls[-1].name} does not fit into max_tokens={max_tokens}; "
+                f"raise max_tokens",
+                turns=turn,
+            )
+        elif message.stop_reason == "pause_turn":
+            messages.append(answer_message(message))
+        elif message.stop_reason == "tool_use" and calls:
+            messages.append(answer_message(message))
+            messages.append({"role": "user", "content": await _run_tools(calls, tools)})
+        else:
+            return LoopResult(message, messages, max_tokens)
+    raise TurnLimit(
+        f"the agent loop made {limits.turns} turns without an answer; raise max_turns, or give "
+        f"the model fewer or clearer tools",
+        turns=limits.turns,
+    )
+
+
+def refusal(message: Message) -> Refused:
+    """The error for an answer that refuses."""
+    said = answer_text(message).strip()
+    receipt = getattr(message, "agentcloud", None)
+    return Refused(
+        f"{message.model} refused to answer{f': {said[:200]}' if said else ''}",
+        endpoint=getattr(receipt, "endpoint", None),
+    )
+
+
+def is_cut(message: Message) -> bool:
+    """Whether the answer ended because its tokens did, and more tokens would help."""
+    return message.stop_reason == "max_tokens" and not ran_away(answer_text(message))
+
+
+async def _send_fitting(
+    sender: Sender, params: dict[str, Any]
+) -> tuple[Message, list[MessageDict]]:
+    """Send; when the endpoint calls the conversation too long, once more without its start."""
+    messages: list[MessageDict] = params["messages"]
+    try:
+        return await sender.send(params), messages
+    except ContextTooLong as error:
+        shorter = _shorten(messages, error, params["max_tokens"])
+        if shorter is None:
+            raise
+        sender.spend_attempt("a shorter conversation", str(error))
+        return await sender.send({**params, "messages": shorter}), shorter
+
+
+def _shorten(
+    messages: list[MessageDict], error: ContextTooLong, max_tokens: int
+) -> list[MessageDict] | None:
+    """The conversation without its oldest turns; None when nothing can be dropped."""
+    sizes = [len(str(message["content"])) for message in messages]
+    share = 0.5
+    if error.context_tokens and error.prompt_tokens:
+        share = 0.9 * (error.context_tokens - max_tokens) / error.prompt_tokens
+    if share <= 0:
+        return None
+    try:
+        shorter = fit(messages, int(sum(sizes) * share), estimate=lambda m: len(str(m["content"])))
+    except ContextTooLong:
+        return None
+    return shorter if len(shorter) < len(messages) else None
+
+
+def _check(limits: LoopLimits, usage: Usage) -> None:
+    tokens = usage.input_tokens + usage.output_tokens
+    if limits.tokens is not None and tokens >= limits.tokens:
+        raise TurnLimit(
+            f"the agent loop used {tokens} of its {limits.tokens} tokens without an answer; "
+            f"raise max_total_tokens",
+            turns=usage.calls,
+        )
+    if limits.usd is not None and usage.known_cost_usd >= limits.usd:
+        raise BudgetExceeded("this ask", used_usd=usage.known_cost_usd, limit_usd=limits.usd)
+
+
+async def _run_tools(
+    calls: Sequence[ToolUseBlock], tools: Mapping[str, Tool[..., Any]]
+) -> list[dict[str, Any]]:
+    """Run the calls at once; results in the order of the calls, failures as error results."""
+    return await map_ordered(
+        lambda call: _run_tool(call, tools), calls, concurrency=max(1, len(calls))
+    )
+
+
+async def _run_tool(call: ToolUseBlock, tools: Mapping[str, Tool[..., Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call.id}
+    tool = tools.get(call.name)
+    if tool is None:
+        known = ", ".join(tools)
+        return {**result, "is_error": True, "content": f"no tool {call.name!r}; tools: {known}"}
+    arguments = call.input if isinstance(call.input, dict) else {}
+    try:
+        return {**result, "content": await tool.run(arguments)}
+    except FATAL_IN_TOOLS:
+        raise
+    except AgentCloudError as error:
+        return {**result, "is_error": True, "content": str(error)}

@@ -1,0 +1,128 @@
+"""Structured outputs: ask, validate, and ask again where that helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from anthropic.types import Message
+from pydantic import BaseModel, ValidationError
+
+from agentcloud.agents.loop import LoopResult, Sender, is_cut, refusal
+from agentcloud.agents.output import explain, output_config, parse_output
+from agentcloud.agents.prompt import answer_message, answer_text
+from agentcloud.agents.usage import Usage
+from agentcloud.cluster.errors import InvalidRequest, NoEndpoint, OutputInvalid
+
+T = TypeVar("T", bound=BaseModel)
+
+
+async def ask_structured(
+    sender: Sender, params: Mapping[str, Any], output: type[T], *, repairs: int, usage: Usage
+) -> T:
+    """Ask for `output` until it validates.
+
+    An invalid answer is shown to the model with what is wrong. An answer cut by `max_tokens` is
+    asked for with twice the tokens: the same call again would be cut again.
+
+    Args:
+        sender: makes the calls.
+        params: the request, without `output_config.format`.
+        output: the pydantic model.
+        repairs: how often to ask again; each spends one of the task's extra attempts.
+        usage: the task's receipts, which `sender` adds to.
+
+    Raises:
+        OutputInvalid: no answer validated; carries the usage of all of them.
+        Refused: the model refused.
+    """
+    calls_before = usage.calls
+    request: dict[str, Any] = {
+        **params,
+        "output_config": {**params.get("output_config", {}), **output_config(output)},
+    }
+    sent = 0
+    while True:
+        message = await _send(sender, request, output, sent, usage.since(calls_before))
+        sent += 1
+        if message.stop_reason == "refusal":
+            raise refusal(message)
+        try:
+            return parse_output(output, answer_text(message))
+        except ValidationError as error:
+            cut = is_cut(message)
+            problem = f"cut off at max_tokens={request['max_tokens']}" if cut else explain(error)
+        if sent > repairs:
+            times = "once" if sent == 1 else f"{sent} times"
+            first = problem.splitlines()[0]
+            raise OutputInvalid(
+                f"{message.model} gave no valid {output.__name__}, asked {times}; "
+                f"the last problem: {first}",
+                attempts=sent,
+                usage=usage.since(calls_before).to_dict(),
+            )
+        sender.spend_attempt(f"output {output.__name__}", problem)
+        if cut:
+            request = {**request, "max_tokens": request["max_tokens"] * 2}
+        else:
+            request = {**request, "messages": [*request["messages"], *_complaint(message, problem)]}
+
+
+async def structure_last(
+    sender: Sender,
+    params: Mapping[str, Any],
+    result: LoopResult,
+    output: type[T],
+    *,
+    repairs: int,
+    usage: Usage,
+) -> T:
+    """The end of an agent loop as `output`: as it is when it validates, else by one more turn.
+
+    Tools and a schema do not go together on every endpoint, so the loop runs without the schema
+    and the last turn without the tools (they stay declared: the conversation names them).
+
+    Raises:
+        OutputInvalid: as `ask_structured`.
+        Refused: as `ask_structured`.
+    """
+    text = answer_text(result.message)
+    try:
+        return parse_output(output, text)
+    except ValidationError:
+        told = f"Now give the final answer as JSON: a {output.__name__}."
+    closing = {"role": "user", "content": told}
+    messages = [*result.messages, *([answer_message(result.message)] if text.strip() else [])]
+    if messages[-1]["role"] == "user":  # a user message follows: roles must alternate
+        messages.append({"role": "assistant", "content": "(done)"})
+    request = {
+        **params,
+        "messages": [*messages, closing],
+        "max_tokens": result.max_tokens,
+        "tool_choice": {"type": "none"},
+    }
+    return await ask_structured(sender, request, output, repairs=repairs, usage=usage)
+
+
+async def _send(
+    sender: Sender, request: dict[str, Any], output: type[BaseModel], sent: int, usage: Usage
+) -> Message:
+    try:
+        return await sender.send(request)
+    except (InvalidRequest, NoEndpoint) as error:
+        if sent == 0:
+            raise
+        # The first request was taken, so it is what we added that is too much.
+        raise OutputInvalid(
+            f"no valid {output.__name__} so far, and asking again failed: {error}",
+            attempts=sent,
+            usage=usage.to_dict(),
+        ) from error
+
+
+def _complaint(message: Message, problem: str) -> list[dict[str, Any]]:
+    answer = answer_message(message)
+    if not answer_text(message).strip():  # the API takes no empty text
+        answer = {"role": "assistant", "content": "(no answer)"}
+    told = f"That answer is not valid:\n{problem}\nAnswer again, with valid JSON only."
+    return [answer, {"role": "user", "content": told}]

@@ -1,0 +1,234 @@
+"""`@tool`: a function that the model may call; its schema comes from signature and docstring."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Generic, NotRequired, ParamSpec, TypeAlias, TypeVar, overload
+
+import anthropic
+import docstring_parser
+from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
+from typing_extensions import TypedDict
+
+from agentcloud.agents.output import explain
+from agentcloud.cluster.errors import AgentCloudError, AgentError, ToolFailed
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: Content of a tool result: text, or blocks of the Messages API.
+ToolContent: TypeAlias = str | list[dict[str, Any]]
+
+
+# Called with fields known only at run time, which static checkers refuse for TypedDict itself.
+_make_typed_dict: Callable[[str, dict[str, Any]], Any] = typing.cast(Any, TypedDict)
+
+
+class Tool(Generic[P, R]):
+    """A function as the model sees it. Calling it runs the plain function.
+
+    Attributes:
+        name: what the model calls it by.
+        description: what it does, from the docstring unless given.
+        input_schema: JSON schema of its arguments.
+        timeout_s: the longest one call may take, seconds.
+        strict: whether endpoints that can must hold the model to the schema.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        timeout_s: float = 60.0,
+        strict: bool = False,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        docstring = docstring_parser.parse(inspect.getdoc(function) or "")
+        self._function = function
+        self.name = name or function.__name__
+        self.description = description or docstring.description or ""
+        self.timeout_s = timeout_s
+        self.strict = strict
+        if not self.description:
+            raise AgentError(
+                f"tool {self.name} has no docstring; say in one what it does, the model reads it"
+            )
+        told = {param.arg_name: param.description or "" for param in docstring.params}
+        self._arguments = _arguments_adapter(function, self.name, told)
+        self.input_schema = _schema(self._arguments, strict=strict)
+
+    def __repr__(self) -> str:
+        return f"<tool {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the plain function, without validation or timeout."""
+        return self._function(*args, **kwargs)
+
+    def to_param(self) -> dict[str, Any]:
+        """The tool as an entry of the request's `tools`."""
+        param = {
+            "name": self.name,
+            "description": self.description,
+            "input_schema": self.input_schema,
+        }
+        return {**param, "strict": True} if self.strict else param
+
+    async def run(self, arguments: Mapping[str, Any]) -> ToolContent:
+        """Validate the model's arguments and call the function (a sync one in a thread).
+
+        Returns:
+            The result as content of a tool result: text as it is, content blocks as they are,
+            anything else as JSON.
+
+        Raises:
+            ToolFailed: wrong arguments, an exception, a timeout, or a result that is no JSON.
+        """
+        try:
+            values = self._arguments.validate_python(dict(arguments))
+        except ValidationError as error:
+            raise ToolFailed(
+                f"wrong arguments for {self.name}: {explain(error)}", tool=self.name
+            ) from None
+        try:
+            async with asyncio.timeout(self.timeout_s) as limit:
+                result: object = await self._call(values)
+        except AgentCloudError:
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                message = f"{self.name} took longer than {self.timeout_s:g} s"
+            else:
+                message = f"{self.name} failed: {type(error).__name__}: {error}"
+            raise ToolFailed(message, tool=self.name) from error
+        return self._content(result)
+
+    async def _call(self, values: Mapping[str, Any]) -> object:
+        function: Callable[..., Any] = self._function
+        if inspect.iscoroutinefunction(function):
+            return await function(**values)
+        # A thread cannot be stopped: after a timeout the function runs on, and its result is lost.
+        return await asyncio.to_thread(functools.partial(function, **values))
+
+    def _content(self, result: object) -> ToolContent:
+        if isinstance(result, str):
+            return result
+        if isinstance(result, list) and result and all(map(_is_block, result)):
+            return result
+        try:
+            return to_json(result).decode()
+        except PydanticSerializationError as error:
+            raise ToolFailed(
+                f"{self.name} returned {type(result).__name__}, which is no JSON: {error}",
+                tool=self.name,
+            ) from None
+
+
+@overload
+def tool(function: Callable[P, R], /) -> Tool[P, R]: ...
+@overload
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout_s: float = 60.0,
+    strict: bool = False,
+) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
+def tool(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout_s: float = 60.0,
+    strict: bool = False,
+) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
+    """Make a function callable by the model.
+
+    The description comes from the docstring, each argument's from its `Args:` section or from
+    `Annotated[..., Field(description=...)]`. What the function raises, and wrong arguments, go
+    back to the model as an error result, so that it can try something else.
+
+    Args:
+        function: sync (run in a thread) or async, with annotated arguments.
+        name: what the model calls it by; the function's name by default.
+        description: in place of the docstring's.
+        timeout_s: the longest one call may take, seconds.
+        strict: hold the model to the schema where the endpoint can; the arguments then obey the
+            limits of structured outputs (no dicts, no recursion).
+
+    Raises:
+        AgentError: an argument has no usable type, or there is no description.
+    """
+
+    def wrap(function: Callable[P, R]) -> Tool[P, R]:
+        return Tool(
+            function, name=name, description=description, timeout_s=timeout_s, strict=strict
+        )
+
+    return wrap if function is None else wrap(function)
+
+
+def index_tools(tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., Any]]:
+    """Tools by name.
+
+    Raises:
+        AgentError: something is no tool, or two have the same name.
+    """
+    by_name: dict[str, Tool[..., Any]] = {}
+    for one in tools:
+        if not isinstance(one, Tool):
+            raise AgentError(f"{one!r} is not a tool; decorate the function with @tool")
+        if one.name in by_name:
+            raise AgentError(f"two tools are named {one.name}; give one another name=")
+        by_name[one.name] = one
+    return by_name
+
+
+def _is_block(value: object) -> bool:
+    return isinstance(value, dict) and value.get("type") in ("text", "image", "document")
+
+
+def _arguments_adapter(
+    function: Callable[..., Any], name: str, told: Mapping[str, str]
+) -> TypeAdapter[dict[str, Any]]:
+    """A validator of the arguments as one typed dict: unlike a model it may hold any name."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise AgentError(
+            f"tool {name}: {error}; annotations must name types of the module's top level"
+        ) from None
+    fields: dict[str, Any] = {}
+    for param in inspect.signature(function).parameters.values():
+        if param.kind not in (param.KEYWORD_ONLY, param.POSITIONAL_OR_KEYWORD):
+            raise AgentError(f"tool {name}: argument {param.name} must be a plain named argument")
+        if param.name not in hints:
+            raise AgentError(f"tool {name}: argument {param.name} has no type; annotate it")
+        hint = _described(hints[param.name], told.get(param.name))
+        fields[param.name] = hint if param.default is param.empty else NotRequired[hint]
+    arguments = _make_typed_dict(name, fields)
+    arguments.__pydantic_config__ = ConfigDict(extra="forbid")
+    try:
+        return TypeAdapter(arguments)
+    except PydanticUserError as error:
+        raise AgentError(f"tool {name}: {error.message.splitlines()[0]}") from None
+
+
+def _described(hint: Any, description: str | None) -> Any:
+    said = any(getattr(extra, "description", None) for extra in getattr(hint, "__metadata__", ()))
+    return Annotated[hint, Field(description=description)] if description and not said else hint
+
+
+def _schema(arguments: TypeAdapter[dict[str, Any]], *, strict: bool) -> dict[str, Any]:
+    schema = arguments.json_schema()
+    schema.pop("title", None)
+    for part in schema.get("properties", {}).values():
+        part.pop("title", None)
+    return anthropic.transform_schema(schema) if strict else schema

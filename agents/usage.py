@@ -1,0 +1,76 @@
+"""What a task's calls used, summed from their receipts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from agentcloud.cluster.contracts import Receipt
+
+
+@dataclass(slots=True)
+class Usage:
+    """Receipts of the calls of one task, in the order in which they were answered."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def add(self, receipt: Receipt) -> None:
+        """Count one answered call."""
+        self.receipts.append(receipt)
+
+    @property
+    def calls(self) -> int:
+        """Answered calls."""
+        return len(self.receipts)
+
+    @property
+    def sends(self) -> int:
+        """Requests sent for them, transport retries included."""
+        return sum(receipt.attempts for receipt in self.receipts)
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens of all prompts, cached or not."""
+        return sum(receipt.usage.prompt_tokens for receipt in self.receipts)
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated."""
+        return sum(receipt.usage.output_tokens for receipt in self.receipts)
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """What the calls cost; None when the cost of any of them is unknown."""
+        costs = [receipt.cost_usd for receipt in self.receipts]
+        known = [cost for cost in costs if cost is not None]
+        return None if len(known) < len(costs) else sum(known, Decimal(0))
+
+    @property
+    def known_cost_usd(self) -> Decimal:
+        """The part of the cost that is known: the least that was spent."""
+        costs = (receipt.cost_usd for receipt in self.receipts)
+        return sum((cost for cost in costs if cost is not None), Decimal(0))
+
+    @property
+    def endpoints(self) -> dict[str, int]:
+        """Calls by the endpoint that answered, the first used first."""
+        return dict(Counter(receipt.endpoint for receipt in self.receipts))
+
+    def since(self, calls: int) -> Usage:
+        """The usage after the first `calls` calls."""
+        return Usage(self.receipts[calls:])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sums as JSON-able data; money as a decimal string."""
+        cost_usd = self.cost_usd
+        return {
+            "calls": self.calls,
+            "sends": self.sends,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cost_usd": None if cost_usd is None else str(cost_usd),
+            "known_cost_usd": str(self.known_cost_usd),
+            "endpoints": self.endpoints,
+        }
