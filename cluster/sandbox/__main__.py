@@ -1,6 +1,7 @@
 """`python -m agentcloud.cluster.sandbox`: a sandbox as a process of its own.
 
-Prints one line of JSON, `{"url": …, "pid": …}`, when it listens.
+Prints one line of JSON, `{"url": …, "pid": …}`, when it listens, and `{"ready": true}` once the
+engine of `--model` runs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.errors import AgentCloudError, ConfigError
 from agentcloud.cluster.sandbox.faults import first_problem
 from agentcloud.cluster.sandbox.server import serve
 from agentcloud.cluster.sandbox.settings import SandboxConfig
@@ -25,20 +27,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run until told to stop; returns the exit status."""
     options = _parser().parse_args(argv)
     try:
-        config = load_config(options.config)
-        asyncio.run(
-            serve(
-                config,
-                host=options.host,
-                port=options.port,
-                on_ready=_announce,
-                parent_pid=options.parent_pid,
-            )
-        )
-    except ConfigError as error:
+        asyncio.run(_serve(options, load_config(options.config)))
+    except AgentCloudError as error:
         print(error.message, file=sys.stderr)
         return 2
     return 0
+
+
+async def _serve(options: argparse.Namespace, config: SandboxConfig) -> None:
+    where: dict[str, Any] = {
+        "host": options.host, "port": options.port, "parent_pid": options.parent_pid,
+    }  # fmt: skip
+    if options.model is None:
+        await serve(config, on_ready=_announce, **where)
+        return
+    # Imports vllm, which takes seconds: only who asks for an engine waits for it.
+    from agentcloud.cluster.sandbox.engine_backend import serve_with_engine
+
+    await serve_with_engine(
+        config, options.model, on_ready=_announce, on_engine=_announce_engine, **where
+    )
 
 
 def load_config(source: str | None) -> SandboxConfig:
@@ -62,6 +70,10 @@ def _announce(url: str) -> None:
     print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
 
 
+def _announce_engine() -> None:
+    print(json.dumps({"ready": True}), flush=True)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="agentcloud.cluster.sandbox",
@@ -71,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=0, help="port; 0 takes a free one")
     parser.add_argument("--config", help="JSON text or file: the fields of SandboxConfig")
     parser.add_argument("--parent-pid", type=int, help="end when this process ends")
+    parser.add_argument(
+        "--model", help="embedded:NAME or a model folder that answers; default: synthetic answers"
+    )
     return parser
 
 
