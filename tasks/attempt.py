@@ -1,0 +1,140 @@
+"""One attempt at one task: run the agent, judge how it ended, sum up its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import anthropic
+import structlog
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from agentcloud.agents.agent import Agent, Context, run_agent
+from agentcloud.cluster.client import AsyncAgentCloud
+from agentcloud.cluster.contracts import Receipt
+from agentcloud.cluster.errors import (
+    AgentCloudError,
+    BackendError,
+    BudgetExceeded,
+    InvalidRequest,
+    Refused,
+    Unusable,
+)
+from agentcloud.tasks.spec import JobSpec, TaskEnd, TaskInput, TaskResult
+
+log = structlog.get_logger()
+
+#: What a person reads of an agent's own error, at most.
+_ERROR_CHARS = 500
+
+
+async def attempt_task(
+    agent: Agent, client: AsyncAgentCloud, spec: JobSpec, task: TaskInput
+) -> TaskResult:
+    """Run an agent on one input; never raises, a cancellation too becomes an end."""
+    started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    started_s = time.monotonic()
+    context = Context(
+        client,
+        job_id=spec.job_id,
+        task_id=task.id,
+        item=task.item,
+        budget=budget_path(spec, task.id),
+    )
+    output: Any = None
+    error: str | None = None
+    kind: str | None = None
+    try:
+        async with asyncio.timeout(spec.task_timeout_s) as limit:
+            output = json_output(await run_agent(agent, context, task.item))
+        end = TaskEnd.DONE
+    except asyncio.CancelledError:
+        end, error, kind = TaskEnd.CANCELLED, "cancelled", "TaskCancelled"
+    except Exception as raised:
+        if isinstance(raised, TimeoutError) and limit.expired():
+            end, error, kind = TaskEnd.FAILED, _too_slow(spec), "TaskTimeout"
+        else:
+            end, error, kind = judge(raised, spec, task.id), one_line(raised), type(raised).__name__
+            log.warning("task attempt failed", job=spec.job_id, task=task.id, exc_info=raised)
+    return TaskResult(
+        id=task.id,
+        end=end,
+        duration_s=time.monotonic() - started_s,
+        started_at=started_at,
+        output=output,
+        error=error,
+        error_kind=kind,
+        calls=tuple(call_summary(receipt) for receipt in context.usage.receipts),
+    )
+
+
+def budget_path(spec: JobSpec, task_id: str) -> tuple[str, ...]:
+    """The budgets that a task's calls are charged to, outermost first."""
+    if spec.task_budget_usd is None:
+        return (spec.budget_scope,)
+    return (spec.budget_scope, f"task:{spec.job_id}/{task_id}")
+
+
+def judge(error: BaseException, spec: JobSpec, task_id: str) -> TaskEnd:
+    """What an agent's exception means for its task.
+
+    Three cases: a budget above the task is used up: the job stops; an endpoint failed in a way
+    that may pass: worth another attempt; everything else (the agent's own error, a request that no
+    endpoint takes) would only be paid for again.
+    """
+    if isinstance(error, BudgetExceeded):
+        of_task = error.scope == budget_path(spec, task_id)[-1] and error.scope.startswith("task:")
+        return TaskEnd.FAILED if of_task else TaskEnd.BUDGET
+    if isinstance(error, BackendError):
+        lasting = isinstance(error, (InvalidRequest, Refused, Unusable))
+        return TaskEnd.FAILED if lasting else TaskEnd.PASSING
+    passing = (
+        anthropic.APIConnectionError,
+        anthropic.RateLimitError,
+        anthropic.InternalServerError,
+    )
+    return TaskEnd.PASSING if isinstance(error, passing) else TaskEnd.FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: what it said`, one line; our own errors say all by themselves."""
+    text = " ".join(str(error).split())[:_ERROR_CHARS]
+    if isinstance(error, AgentCloudError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def json_output(value: Any) -> Any:
+    """An agent's return value as JSON (pydantic models, dataclasses, dates, ... are turned).
+
+    Raises:
+        TypeError: it cannot be JSON.
+    """
+    try:
+        return to_jsonable_python(value, inf_nan_mode="null")
+    except PydanticSerializationError as error:
+        raise TypeError(f"the agent's return value is no JSON: {error}") from None
+
+
+def call_summary(receipt: Receipt) -> dict[str, Any]:
+    """A call as the results file shows it; None where nothing was measured."""
+    return {
+        "endpoint": receipt.endpoint,
+        "model": receipt.model,
+        "reason": receipt.reason,
+        "attempts": receipt.attempts,
+        "input_tokens": receipt.usage.input_tokens,
+        "cache_write_tokens": receipt.usage.cache_write_tokens,
+        "cache_read_tokens": receipt.usage.cache_read_tokens,
+        "output_tokens": receipt.usage.output_tokens,
+        "cost_usd": receipt.cost_usd,
+        "queue_s": receipt.timings.queue_s,
+        "ttft_s": receipt.timings.ttft_s,
+        "total_s": receipt.timings.total_s,
+    }
+
+
+def _too_slow(spec: JobSpec) -> str:
+    return f"took longer than --task-timeout {spec.task_timeout_s:g} s"

@@ -1,0 +1,202 @@
+"""The tasks of one job: what to hand out next, and what each outcome means. Pure, no I/O.
+
+Four cases decide what a worker gets next:
+
+1. the job is stopping: nothing;
+2. suspects (tasks whose worker died under them): first, but never two on one worker, so that a
+   task which kills its worker takes no second innocent one down with it and each loss is told
+   apart from bad company;
+3. fresh inputs, read only as workers have room;
+4. tasks that met a passing failure: last, so that the trouble has time to pass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence, Set
+
+from agentcloud.tasks.results import result_line
+from agentcloud.tasks.sources import BadInput, Input
+from agentcloud.tasks.spec import TaskEnd, TaskInput, TaskRecord, TaskResult, TaskState
+from agentcloud.tasks.tally import Tally
+
+
+class Board:
+    """State of every task that was started and has not ended.
+
+    Every input gets exactly one line, except those that were not done when the job stopped.
+
+    Args:
+        inputs: the job's inputs, streamed.
+        attempts: the most starts of one task.
+        finished_ids: tasks that an earlier run ended: not started again.
+        tally: adds up calls of all attempts.
+    """
+
+    def __init__(
+        self,
+        inputs: Iterator[Input | BadInput],
+        *,
+        attempts: int,
+        finished_ids: Set[str],
+        tally: Tally,
+    ) -> None:
+        self._inputs = inputs
+        self._attempts = attempts
+        self._finished_ids = finished_ids
+        self._tally = tally
+        self._running: dict[str, TaskRecord] = {}
+        self._suspects: deque[TaskRecord] = deque()
+        self._again: deque[TaskRecord] = deque()
+        self._lines: list[str] = []
+        self._read_all = False
+        self.stop_reason: str | None = None
+        self.stop_detail: str | None = None
+        self.done = 0
+        self.failed = 0
+        self.bad_inputs = 0
+        self.retried = 0
+        self.already_done = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"Board(done={self.done}, failed={self.failed}, running={len(self._running)}, "
+            f"suspects={len(self._suspects)}, again={len(self._again)}, "
+            f"read_all={self._read_all}, stop={self.stop_reason!r})"
+        )
+
+    @property
+    def running(self) -> int:
+        """Tasks that workers hold."""
+        return len(self._running)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no task runs and none will be handed out."""
+        if self._running:
+            return False
+        return self.stop_reason is not None or (
+            self._read_all and not self._suspects and not self._again
+        )
+
+    def take(self, worker: str, room: int) -> list[TaskInput]:
+        """Hand at most `room` tasks to a worker."""
+        handed: list[TaskInput] = []
+        if self.stop_reason is not None:
+            return handed
+        holds_suspect = any(r.worker == worker and r.lost for r in self._running.values())
+        while len(handed) < room:
+            if self._suspects and not holds_suspect:
+                record = self._suspects.popleft()
+                holds_suspect = True
+            elif (fresh := self._next_input()) is not None:
+                record = fresh
+            elif self._again:
+                record = self._again.popleft()
+            else:
+                break
+            handed.append(record.start(worker))
+            self._running[record.id] = record
+        return handed
+
+    def settle(self, worker: str, results: Sequence[TaskResult]) -> None:
+        """Take the outcomes of a worker's attempts; tasks it no longer holds are left out."""
+        for result in results:
+            record = self._running.get(result.id)
+            if record is None or record.worker != worker:
+                continue  # the worker was given up on and the task started elsewhere
+            del self._running[record.id]
+            self._tally.add(result.calls)
+            # Five ends: done; failed for good; a passing failure, with or without attempts left;
+            # the budget is used up; cancelled.
+            if result.end is TaskEnd.DONE:
+                self._end(record, result, TaskState.DONE)
+            elif result.end is TaskEnd.FAILED:
+                self._end(record, result, TaskState.FAILED)
+            elif result.end is TaskEnd.PASSING:
+                self._retry_or_fail(record, result, self._again)
+            elif result.end is TaskEnd.BUDGET:
+                # No line: a later run with a higher budget does the task again.
+                record.move(TaskState.DROPPED)
+                self.stop("budget", result.error)
+            else:
+                record.move(TaskState.DROPPED)
+
+    def lose(self, worker: str, why: str, started_at: str) -> int:
+        """A worker died: its tasks are suspects now, or failed when out of attempts.
+
+        Args:
+            worker: who died.
+            why: for the error of tasks without attempts left.
+            started_at: for the same lines.
+
+        Returns:
+            How many tasks it held.
+        """
+        held = [record for record in self._running.values() if record.worker == worker]
+        for record in held:
+            del self._running[record.id]
+            record.lost += 1
+            result = TaskResult(
+                record.id,
+                TaskEnd.PASSING,
+                duration_s=0.0,
+                started_at=started_at,
+                error=f"its worker died: {why}",
+                error_kind="WorkerLost",
+            )
+            self._retry_or_fail(record, result, self._suspects)
+        return len(held)
+
+    def stop(self, reason: str, detail: str | None = None) -> None:
+        """Hand out nothing more; the first reason stays."""
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            self.stop_detail = detail
+
+    def drain_lines(self) -> list[str]:
+        """Lines for the results file since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+    def _next_input(self) -> TaskRecord | None:
+        for entry in self._inputs:
+            if entry.id in self._finished_ids:
+                self.already_done += 1
+            elif isinstance(entry, BadInput):
+                self._bad(entry)
+            else:
+                return TaskRecord(entry.id, entry.index, entry.item)
+        self._read_all = True
+        return None
+
+    def _bad(self, entry: BadInput) -> None:
+        self.bad_inputs += 1
+        self.failed += 1
+        result = TaskResult(
+            entry.id, TaskEnd.FAILED, duration_s=0.0, started_at="", error_kind="BadInput"
+        )
+        self._lines.append(result_line(result, done=False, attempts=0, error=entry.why))
+
+    def _retry_or_fail(
+        self, record: TaskRecord, result: TaskResult, queue: deque[TaskRecord]
+    ) -> None:
+        record.worker = None
+        if self.stop_reason is not None:
+            record.move(TaskState.DROPPED)
+        elif record.attempts < self._attempts:
+            record.move(TaskState.WAITING)
+            queue.append(record)
+            self.retried += 1
+        else:
+            self._end(record, result, TaskState.FAILED)
+
+    def _end(self, record: TaskRecord, result: TaskResult, state: TaskState) -> None:
+        record.move(state)
+        done = state is TaskState.DONE
+        self.done += done
+        self.failed += not done
+        error = result.error
+        if error is not None and record.attempts > 1:
+            error = f"{error} (attempt {record.attempts} of {self._attempts})"
+        self._lines.append(result_line(result, done=done, attempts=record.attempts, error=error))

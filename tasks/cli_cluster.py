@@ -1,0 +1,180 @@
+"""Cluster commands: up, down, endpoints, doctor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.cli_options import FleetOpt, GcsAddressOpt, JsonOpt, say
+from agentcloud.tasks.money import show_usd
+from agentcloud.tasks.render import show_duration, show_ms
+
+if TYPE_CHECKING:
+    from agentcloud.tasks.doctor import Check
+
+_VERDICT_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def up_command(
+    fleet: FleetOpt = Path("fleet.yaml"), address: GcsAddressOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Start the scheduler and the fleet's replicas on a running Ray, and wait until they serve.
+
+    They stay until `agentcloud down`. Examples:
+
+        agentcloud up
+
+        agentcloud up --fleet big.yaml --address 10.0.0.1:6379
+    """
+    import ray
+
+    from agentcloud.cluster import lifecycle
+    from agentcloud.cluster.config import load_fleet
+
+    config = load_fleet(fleet)
+    info = lifecycle.connect_ray(address)
+    try:
+        started = lifecycle.up(config, where=str(fleet), on_progress=say)
+    finally:
+        ray.shutdown()
+    names = [spec.name for spec in started.endpoints]
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "address": info.address,
+                    "dashboard_url": info.dashboard_url,
+                    "endpoints": names,
+                    "seconds": round(started.seconds, 3),
+                }
+            )
+        )
+    else:
+        say(f"up after {show_duration(started.seconds)}: {', '.join(names)}")
+        if info.dashboard_url:
+            say(f"dashboard: {info.dashboard_url}")
+
+
+def down_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -> None:
+    """Stop the fleet and the scheduler; the Ray cluster itself stays.
+
+    Example:
+        agentcloud down
+    """
+    import ray
+
+    from agentcloud.cluster import lifecycle
+
+    lifecycle.connect_ray(address)
+    try:
+        was_up = lifecycle.down()
+    finally:
+        ray.shutdown()
+    if as_json:
+        typer.echo(json.dumps({"was_up": was_up}))
+    else:
+        say("down" if was_up else "no fleet was up")
+
+
+def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -> None:
+    """Show every endpoint: state, load, calls, tokens, speed, cost.
+
+    Example:
+        agentcloud endpoints --json
+    """
+    import ray
+
+    from agentcloud.cluster import lifecycle
+    from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
+
+    lifecycle.connect_ray(address)
+    try:
+        scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+        snapshot = ray.get(scheduler.snapshot.remote(), timeout=30)
+    except ValueError:
+        raise ConfigError("no fleet is up on this cluster; `agentcloud up` starts one") from None
+    finally:
+        ray.shutdown()
+    if as_json:
+        typer.echo(json.dumps(snapshot, default=str))
+    else:
+        Console().print(endpoints_table(snapshot["endpoints"]))
+
+
+def endpoints_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """A row per endpoint of the scheduler's snapshot."""
+    table = Table()
+    table.add_column("endpoint", overflow="fold")
+    table.add_column("state")
+    headings = (
+        "running",
+        "calls",
+        "tokens in",
+        "tokens out",
+        "TTFT p50",
+        "p95",
+        "tokens/s",
+        "cost",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        rate = row.get("tokens_per_s")
+        table.add_row(
+            row["name"],
+            str(row["state"]),
+            str(row["in_flight"]),
+            f"{row['calls']:,}",
+            f"{row['input_tokens']:,}",
+            f"{row['output_tokens']:,}",
+            show_ms(row.get("ttft_p50_s")),
+            show_ms(row.get("ttft_p95_s")),
+            "-" if rate is None else f"{rate:,.1f}",
+            show_usd(row.get("cost_usd")),
+        )
+    return table
+
+
+def doctor_command(
+    fleet: FleetOpt = Path("fleet.yaml"), address: GcsAddressOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Find what is wrong with this machine, this fleet file, these keys and the cluster.
+
+    Exit status 1 when a check fails; a warning alone is 0. Examples:
+
+        agentcloud doctor
+
+        agentcloud doctor --address auto --json
+    """
+    from agentcloud.tasks.doctor import Verdict, check_fleet_file, check_machine
+    from agentcloud.tasks.doctor_cluster import check_cluster
+
+    checks = check_machine()
+    of_fleet, _config = check_fleet_file(fleet)
+    checks += of_fleet
+    checks += check_cluster(address)
+    if as_json:
+        typer.echo(json.dumps([check.to_json() for check in checks]))
+    else:
+        Console().print(_checks_table(checks))
+    failed = any(check.verdict is Verdict.FAIL for check in checks)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _checks_table(checks: Sequence[Check]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_column(overflow="fold")
+    for check in checks:
+        style = _VERDICT_STYLES[check.verdict]
+        text = check.saw if check.remedy is None else f"{check.saw}\n-> {check.remedy}"
+        table.add_row(f"[{style}]{check.verdict}[/]", check.name, text)
+    return table

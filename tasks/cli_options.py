@@ -1,0 +1,67 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from agentcloud.tasks.money import parse_usd
+from agentcloud.tasks.spec import OnBadInput
+
+AgentArg = Annotated[str, typer.Argument(help="The agent: path/to/file.py:name.")]
+JobArg = Annotated[str, typer.Argument(help="The job's id, as `submit` printed it.")]
+InputOpt = Annotated[
+    Path,
+    typer.Option("--input", "-i", help="JSONL, CSV or Parquet; one task per line.", dir_okay=False),
+]
+BudgetOpt = Annotated[
+    str | None, typer.Option(help="Cap over the whole job: 2usd, $2, 0.50.", metavar="USD")
+]
+TaskBudgetOpt = Annotated[str | None, typer.Option(help="Cap over each task.", metavar="USD")]
+BadInputOpt = Annotated[
+    OnBadInput,
+    typer.Option(help="A line that cannot be read stops the job before it starts, or is left out."),
+]
+ConcurrencyOpt = Annotated[int, typer.Option(min=1, help="Tasks at once, over all workers.")]
+WorkersOpt = Annotated[int, typer.Option(min=1, help="Worker processes that run the agents.")]
+AttemptsOpt = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Starts of a task: again after a dead worker or a passing failure only."
+    ),
+]
+TimeoutOpt = Annotated[
+    float | None, typer.Option(min=0.001, help="Longest attempt at a task.", metavar="SECONDS")
+]
+AddressOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Cluster: http://HOST:8265, HOST:PORT of its GCS, or auto. [default: RAY_ADDRESS]"
+    ),
+]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+GcsAddressOpt = Annotated[
+    str | None,
+    typer.Option(help="Cluster: HOST:PORT of its GCS, or auto. [default: RAY_ADDRESS, else auto]"),
+]
+FleetOpt = Annotated[
+    Path, typer.Option("--fleet", "-f", help="The models to run on.", dir_okay=False)
+]
+
+
+def usd_option(text: str | None, option: str) -> Decimal | None:
+    """An amount of money as typed for an option.
+
+    Raises:
+        ConfigError: it is none, or zero.
+    """
+    return None if text is None else parse_usd(text, where=option)
+
+
+def say(line: str) -> None:
+    """Print a line for people: on stderr, whole, without colours of its own."""
+    Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)

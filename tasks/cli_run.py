@@ -1,0 +1,182 @@
+"""`agentcloud run`: a job from start to end in one command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from agentcloud.tasks.cli_options import (
+    AgentArg,
+    AttemptsOpt,
+    BadInputOpt,
+    BudgetOpt,
+    ConcurrencyOpt,
+    FleetOpt,
+    InputOpt,
+    JsonOpt,
+    TaskBudgetOpt,
+    TimeoutOpt,
+    WorkersOpt,
+    say,
+    usd_option,
+)
+from agentcloud.tasks.render import ProgressView, summary_table
+from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnBadInput, new_job_id
+
+if TYPE_CHECKING:
+    from agentcloud.tasks.jobs import Job
+    from agentcloud.tasks.session import Interrupts
+
+
+def run_command(
+    agent: AgentArg,
+    input_file: InputOpt,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Results (JSONL); tasks already in it are not done again. "
+            "[default: INPUT.results.jsonl]",
+            dir_okay=False,
+        ),
+    ] = None,
+    budget: BudgetOpt = None,
+    task_budget: TaskBudgetOpt = None,
+    fleet: FleetOpt = Path("fleet.yaml"),
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Use the fleet of a running cluster instead of one of this run's own: HOST:PORT "
+            "or auto. [default: RAY_ADDRESS]"
+        ),
+    ] = None,
+    concurrency: ConcurrencyOpt = 128,
+    workers: WorkersOpt = 1,
+    attempts: AttemptsOpt = 3,
+    task_timeout: TimeoutOpt = None,
+    on_bad_input: BadInputOpt = OnBadInput.STOP,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do failed tasks of the results file again.")
+    ] = False,
+    dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard too.")] = True,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run an agent on every line of a file, on this machine or on a cluster it belongs to.
+
+    Ctrl-C stops cleanly: what is done is kept, and the same command goes on from there. Examples:
+
+        agentcloud run examples/triage.py:triage --input tickets.jsonl --budget 2usd
+
+        agentcloud run agent.py:main -i rows.csv -o out.jsonl --concurrency 512 --workers 4
+
+        agentcloud run agent.py:main -i tickets.jsonl --address auto --json
+    """
+    from agentcloud.tasks.session import (
+        cluster_for_run,
+        graceful_interrupts,
+        terminate_as_interrupt,
+    )
+
+    spec = JobSpec(
+        job_id=new_job_id(),
+        agent=agent,
+        input=input_file.absolute(),
+        output=(output or input_file.with_suffix(".results.jsonl")).absolute(),
+        source=str(input_file),
+        budget_usd=usd_option(budget, "--budget"),
+        task_budget_usd=usd_option(task_budget, "--task-budget"),
+        concurrency=concurrency,
+        workers=workers,
+        attempts=attempts,
+        task_timeout_s=task_timeout,
+        on_bad_input=on_bad_input,
+        retry_failed=retry_failed,
+        folder=Path.cwd(),
+    )
+    from agentcloud.tasks.jobs import preflight, start_job
+
+    found = preflight(spec)
+    _check_agent(spec)
+    if found.nothing_to_do:
+        _nothing_to_do(spec, found.total, as_json)
+        return
+    with ProgressView() as view, terminate_as_interrupt():
+        if found.already_done:
+            view.note(f"{found.already_done} of {found.total} are done already; going on")
+        with cluster_for_run(
+            address=address, fleet=fleet, dashboard=dashboard, on_progress=view.note
+        ) as info:
+            if info.dashboard_url:
+                view.note(f"dashboard while it runs: {info.dashboard_url}")
+            with graceful_interrupts() as interrupts:
+                job = start_job(spec, total=found.total)
+                try:
+                    record = follow_job(job, view, interrupts)
+                finally:
+                    job.close()
+    _print_summary(record, as_json, dashboard_url=info.dashboard_url if address else None)
+    if interrupts.count:
+        raise typer.Exit(130)
+    raise typer.Exit(job_exit_status(record))
+
+
+def job_exit_status(record: JobRecord) -> int:
+    """0: every input has a result that is done."""
+    return 0 if record.state is JobState.DONE and record.failed == 0 else 1
+
+
+def follow_job(job: Job, view: ProgressView, interrupts: Interrupts) -> JobRecord:
+    asked = False
+
+    def on_progress(record: JobRecord) -> None:
+        nonlocal asked
+        view.update(record)
+        if interrupts.count and not asked:
+            asked = True
+            view.note("stopping: calls in flight are cancelled, what is done is kept")
+            job.cancel()
+
+    return job.wait(on_progress)
+
+
+def _check_agent(spec: JobSpec) -> None:
+    # Loaded here once too: a wrong name or a broken file costs no start of an engine.
+    from agentcloud.agents.agent import load_agent
+
+    if spec.folder is not None and str(spec.folder) not in sys.path:
+        sys.path.insert(0, str(spec.folder))
+    load_agent(spec.agent)
+
+
+def _nothing_to_do(spec: JobSpec, total: int, as_json: bool) -> None:
+    record = JobRecord(
+        job_id=spec.job_id,
+        agent=spec.agent,
+        state=JobState.DONE,
+        output=str(spec.output),
+        total=total,
+        already_done=total,
+    )
+    if as_json:
+        typer.echo(json.dumps(record.to_json()))
+    else:
+        say(f"nothing to do: all {total} are in {spec.output} (--retry-failed redoes failed ones)")
+
+
+def _print_summary(record: JobRecord, as_json: bool, *, dashboard_url: str | None) -> None:
+    if as_json:
+        typer.echo(json.dumps(record.to_json()))
+        return
+    console = Console()
+    console.print(summary_table(record))
+    if record.detail:
+        console.print(f"{record.label}: {record.detail}", style="yellow", markup=False)
+    console.print(f"results: {record.output}", markup=False, soft_wrap=True, highlight=False)
+    if dashboard_url:
+        console.print(f"dashboard: {dashboard_url}", markup=False, highlight=False)

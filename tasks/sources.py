@@ -1,0 +1,204 @@
+"""Inputs of a job: JSONL, CSV or Parquet, streamed.
+
+A line that cannot be read becomes a `BadInput` that names file and line; whoever reads decides
+whether it stops the job. Ids come from an `id` field, else from the line number; an id that was
+seen before is a bad input too.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.spec import OnBadInput
+
+#: A field of CSV may hold a whole document; Python's own limit is 128 KiB.
+_CSV_FIELD_LIMIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One readable input; `index` counts inputs from 0, bad ones included."""
+
+    id: str
+    index: int
+    item: Any
+
+
+@dataclass(frozen=True, slots=True)
+class BadInput:
+    """One input that cannot be used; `why` names file and line."""
+
+    id: str
+    index: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What an input file holds."""
+
+    total: int
+    bad: int
+
+
+class _Bad(Exception):
+    """One row that cannot be used; never leaves this module."""
+
+
+#: A row as its format's reader gives it: line (or row) number and its value, or what is wrong.
+_Row: TypeAlias = tuple[int, Any]
+
+
+def read_inputs(path: Path, *, source: str | None = None) -> Iterator[Input | BadInput]:
+    """Stream a file's inputs in order.
+
+    Args:
+        path: the file; its suffix says the format.
+        source: how bad inputs name it; None: its name.
+
+    Raises:
+        ConfigError: it cannot be opened, or its format is not known.
+    """
+    name = source or path.name
+    seen: dict[str, int] = {}
+    for index, (line, value) in enumerate(_rows(path, name)):
+        try:
+            if isinstance(value, _Bad):
+                raise value
+            id_ = _id_of(value, line)
+            if id_ in seen:
+                raise _Bad(f"id {id_!r} was seen before, at line {seen[id_]}; ids must be unique")
+            seen[id_] = line
+        except _Bad as bad:
+            yield BadInput(f"line:{line}", index, f"{name}:{line}: {bad}")
+        else:
+            yield Input(id_, index, value)
+
+
+def survey(path: Path, *, on_bad: OnBadInput, source: str | None = None) -> Survey:
+    """Read the whole input once before anything starts, so that a bad line costs nothing.
+
+    Raises:
+        ConfigError: the file holds nothing, or (under `stop`) an input that cannot be used.
+    """
+    total = bad = 0
+    for entry in read_inputs(path, source=source):
+        total += 1
+        if isinstance(entry, BadInput):
+            if on_bad is OnBadInput.STOP:
+                raise ConfigError(f"{entry.why}; mend it, or leave it out: --on-bad-input skip")
+            bad += 1
+    if total == 0:
+        raise ConfigError("holds no inputs", where=source or str(path))
+    return Survey(total, bad)
+
+
+def _rows(path: Path, name: str) -> Iterator[_Row]:
+    readers = {
+        ".jsonl": _jsonl_rows,
+        ".ndjson": _jsonl_rows,
+        ".csv": _csv_rows,
+        ".tsv": _csv_rows,
+        ".parquet": _parquet_rows,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        known = ", ".join(readers)
+        raise ConfigError(f"its format is not known by its name; known: {known}", where=name)
+    try:
+        yield from reader(path, name)
+    except OSError as error:
+        raise ConfigError(f"cannot read it ({error.strerror or error})", where=str(path)) from None
+
+
+def _jsonl_rows(path: Path, name: str) -> Iterator[_Row]:
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            if not raw.strip():
+                continue
+            try:
+                yield (
+                    line,
+                    json.loads(raw.decode("utf-8-sig").rstrip(), parse_constant=_no_constant),
+                )
+            except UnicodeDecodeError as error:
+                yield line, _Bad(f"not UTF-8 (byte {error.start + 1} of the line)")
+            except json.JSONDecodeError as error:
+                yield line, _Bad(f"not JSON ({error.msg} at column {error.colno})")
+            except (ValueError, RecursionError) as error:
+                yield line, _Bad(f"not JSON ({error})")
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _csv_rows(path: Path, name: str) -> Iterator[_Row]:
+    csv.field_size_limit(_CSV_FIELD_LIMIT_BYTES)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # Bytes that are no UTF-8 come through as surrogates, so that one bad row stays one bad row.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            columns = reader.fieldnames or []
+        except csv.Error as error:
+            raise ConfigError(f"its header is not CSV ({error})", where=f"{name}:1") from None
+        if len(set(columns)) != len(columns):
+            raise ConfigError("two columns have the same name", where=f"{name}:1")
+        while True:
+            # A quoted field may span lines: name the row by its last, as editors count.
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield reader.line_num, _Bad(f"not CSV ({error})")
+                continue
+            yield reader.line_num, _checked_csv_row(row, len(columns))
+
+
+def _checked_csv_row(row: dict[str | Any, Any], columns: int) -> dict[str, str] | _Bad:
+    if None in row:
+        return _Bad(f"{columns + len(row[None])} fields where the header has {columns}")
+    if None in row.values():
+        given = sum(value is not None for value in row.values())
+        return _Bad(f"{given} fields where the header has {columns}")
+    try:
+        "".join(row.values()).encode()
+    except UnicodeEncodeError:
+        return _Bad("not UTF-8")
+    return row
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[_Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError(
+            "Parquet needs pyarrow: install agentcloud[parquet]", where=name
+        ) from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            line = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield line, row
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigError(f"is not Parquet ({error})", where=name) from None
+
+
+def _id_of(value: Any, line: int) -> str:
+    given = value.get("id") if isinstance(value, dict) else None
+    if given is None or given == "":
+        return str(line)
+    if isinstance(given, bool) or not isinstance(given, (str, int)):
+        raise _Bad(f"its id is neither text nor a whole number: {given!r}")
+    return str(given)

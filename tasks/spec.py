@@ -1,0 +1,322 @@
+"""Job and task records, their states and the legal changes between them."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from agentcloud.cluster.errors import TaskError
+
+Usd = Annotated[Decimal, Field(gt=0)]
+
+
+class OnBadInput(StrEnum):
+    """What an input that cannot be read does to its job."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    DONE = "done"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows."""
+        return not _JOB_CHANGES[self]
+
+
+class TaskState(StrEnum):
+    """Where a task is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    DROPPED = "dropped"
+
+
+_JOB_CHANGES: dict[JobState, frozenset[JobState]] = {
+    JobState.PENDING: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: frozenset(
+        {JobState.STOPPING, JobState.DONE, JobState.STOPPED, JobState.CANCELLED, JobState.FAILED}
+    ),
+    JobState.STOPPING: frozenset({JobState.STOPPED, JobState.CANCELLED, JobState.FAILED}),
+    JobState.DONE: frozenset(),
+    JobState.STOPPED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+    JobState.FAILED: frozenset(),
+}
+
+_TASK_CHANGES: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.WAITING: frozenset({TaskState.RUNNING, TaskState.DROPPED}),
+    # Back to waiting: its worker died, or a passing error left it attempts.
+    TaskState.RUNNING: frozenset(
+        {TaskState.DONE, TaskState.FAILED, TaskState.WAITING, TaskState.DROPPED}
+    ),
+    TaskState.DONE: frozenset(),
+    TaskState.FAILED: frozenset(),
+    TaskState.DROPPED: frozenset(),
+}
+
+
+def check_job_change(old: JobState, new: JobState) -> None:
+    """Refuse an illegal change.
+
+    Raises:
+        TaskError: `new` cannot follow `old`.
+    """
+    if new not in _JOB_CHANGES[old]:
+        raise TaskError(f"a job that is {old} cannot become {new}")
+
+
+def new_job_id() -> str:
+    """An id that is free for certain, short enough to type."""
+    return f"j{secrets.token_hex(4)}"
+
+
+class JobSpec(BaseModel):
+    """What a job is to do; it travels to the cluster as JSON and never holds a key.
+
+    Attributes:
+        job_id: unique on the cluster.
+        agent: `path/to/file.py:name` or `module:name`.
+        input: JSONL, CSV or Parquet file, as the supervisor sees it.
+        output: results file (JSONL) that the supervisor appends to.
+        source: how errors and results name the input; None: as `input`.
+        on_bad_input: what a line that cannot be read does.
+        budget_usd: cap over the whole job.
+        task_budget_usd: cap over each task, all its attempts together.
+        attempts: the most times a task is started: again after its worker died or a passing
+            failure of an endpoint, never after an error of the agent's own.
+        concurrency: tasks at once, over all workers.
+        workers: worker processes.
+        task_timeout_s: the longest one attempt may take; None: no limit.
+        retry_failed: tasks that the results file shows as failed are done again.
+        folder: the user's folder: put on the import path; None: the current one of the worker.
+        pin_to_node: workers run beside the supervisor (their files are on that machine only).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str
+    agent: str
+    input: Path
+    output: Path
+    source: str | None = None
+    on_bad_input: OnBadInput = OnBadInput.STOP
+    budget_usd: Usd | None = None
+    task_budget_usd: Usd | None = None
+    attempts: PositiveInt = 3
+    concurrency: PositiveInt = 128
+    workers: PositiveInt = 1
+    task_timeout_s: PositiveFloat | None = None
+    retry_failed: bool = False
+    folder: Path | None = None
+    pin_to_node: bool = True
+
+    @property
+    def budget_scope(self) -> str:
+        """The job's scope in the tree of budgets."""
+        return f"job:{self.job_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInput:
+    """One task as a worker gets it.
+
+    Attributes:
+        id: the input's `id`, else its line number.
+        index: its place in the input, from 0.
+        item: what the agent function is given: any JSON value, mostly an object.
+        attempt: 1 for the first start.
+    """
+
+    id: str
+    index: int
+    item: Any
+    attempt: int = 1
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """One task while its job runs; changes state by `move` only."""
+
+    id: str
+    index: int
+    item: Any
+    state: TaskState = TaskState.WAITING
+    attempts: int = 0
+    lost: int = 0
+    worker: str | None = None
+
+    def move(self, new: TaskState) -> None:
+        """Change state.
+
+        Raises:
+            TaskError: `new` cannot follow the present state.
+        """
+        if new not in _TASK_CHANGES[self.state]:
+            raise TaskError(f"task {self.id} is {self.state} and cannot become {new}")
+        self.state = new
+
+    def start(self, worker: str) -> TaskInput:
+        """Count an attempt and hand the task to `worker`."""
+        self.move(TaskState.RUNNING)
+        self.attempts += 1
+        self.worker = worker
+        return TaskInput(self.id, self.index, self.item, self.attempts)
+
+
+class TaskEnd(StrEnum):
+    """How one attempt at a task ended, as its worker tells it."""
+
+    DONE = "done"
+    FAILED = "failed"
+    #: An endpoint failed in a way that may pass: worth another attempt.
+    PASSING = "passing"
+    #: The job's (or the fleet's) budget is used up: the job stops.
+    BUDGET = "budget"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """One attempt's outcome, from worker to supervisor.
+
+    Attributes:
+        output: JSON-able; only for `done`.
+        error: one line; for every other end.
+        error_kind: the error's class name.
+        calls: one summary per inference call that was answered, as in the results file.
+        duration_s: of this attempt.
+        started_at: ISO 8601, UTC.
+    """
+
+    id: str
+    end: TaskEnd
+    duration_s: float
+    started_at: str
+    output: Any = None
+    error: str | None = None
+    error_kind: str | None = None
+    calls: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointTotals:
+    """What one endpoint did for a job; None where nothing was measured.
+
+    Attributes:
+        cost_usd: of the calls whose cost is known; None when none is.
+        unknown_cost_calls: calls whose cost is not known.
+        tokens_per_s: output tokens a second, over the time that the job has been working.
+    """
+
+    endpoint: str
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    ttft_p50_s: float | None = None
+    ttft_p95_s: float | None = None
+    tokens_per_s: float | None = None
+    cost_usd: Decimal | None = None
+    unknown_cost_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as its supervisor tells it: progress while it runs, the summary at its end.
+
+    Attributes:
+        reason: why it is in this state in a word, for stopped, cancelled and failed.
+        detail: the line of the error that is behind the reason.
+        total: inputs, those already done in an earlier run and bad ones included.
+        already_done: results that an earlier run left in the output file.
+        bad_inputs: inputs that could not be read (counted in `failed` too).
+        cost_usd: of the calls whose cost is known.
+        unknown_cost_calls: calls whose cost is not known: they stay charged at their reservation.
+        elapsed_s: since the job started, until its end.
+    """
+
+    job_id: str
+    agent: str
+    state: JobState
+    output: str
+    total: int
+    done: int = 0
+    failed: int = 0
+    running: int = 0
+    already_done: int = 0
+    bad_inputs: int = 0
+    retried: int = 0
+    workers_lost: int = 0
+    cost_usd: Decimal = Decimal(0)
+    unknown_cost_calls: int = 0
+    elapsed_s: float = 0.0
+    reason: str | None = None
+    detail: str | None = None
+    endpoints: tuple[EndpointTotals, ...] = field(default_factory=tuple)
+
+    @property
+    def not_done(self) -> int:
+        """Inputs without a result."""
+        return max(0, self.total - self.done - self.failed - self.already_done)
+
+    @property
+    def label(self) -> str:
+        """The state with its reason, as in `stopped: budget`."""
+        return f"{self.state}: {self.reason}" if self.reason else str(self.state)
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`: money as decimal strings, unknown as null."""
+        return {
+            "job_id": self.job_id,
+            "agent": self.agent,
+            "state": str(self.state),
+            "reason": self.reason,
+            "detail": self.detail,
+            "tasks": {
+                "total": self.total,
+                "done": self.done,
+                "failed": self.failed,
+                "running": self.running,
+                "already_done": self.already_done,
+                "bad_inputs": self.bad_inputs,
+                "not_done": self.not_done,
+                "retried": self.retried,
+            },
+            "workers_lost": self.workers_lost,
+            "cost_usd": str(self.cost_usd),
+            "unknown_cost_calls": self.unknown_cost_calls,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "output": self.output,
+            "endpoints": [
+                {
+                    "endpoint": row.endpoint,
+                    "calls": row.calls,
+                    "input_tokens": row.input_tokens,
+                    "output_tokens": row.output_tokens,
+                    "ttft_p50_s": row.ttft_p50_s,
+                    "ttft_p95_s": row.ttft_p95_s,
+                    "tokens_per_s": row.tokens_per_s,
+                    "cost_usd": None if row.cost_usd is None else str(row.cost_usd),
+                    "unknown_cost_calls": row.unknown_cost_calls,
+                }
+                for row in self.endpoints
+            ],
+        }

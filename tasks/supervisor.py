@@ -1,0 +1,325 @@
+"""The Ray actor `job:<id>`: feeds workers, collects outcomes, writes results.
+
+`run` owns its supervisor, which ends with it. `submit`'s is detached and mirrored by the driver of
+its Ray job: when the driver falls silent (its Ray job was stopped or killed) the supervisor stops
+the job by itself, so that no job goes on paying unseen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import ray
+import structlog
+
+from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
+from agentcloud.cluster.errors import AgentCloudError, ConfigError
+from agentcloud.tasks.attempt import one_line
+from agentcloud.tasks.board import Board
+from agentcloud.tasks.results import ResultsFile
+from agentcloud.tasks.sources import read_inputs
+from agentcloud.tasks.spec import (
+    JobRecord,
+    JobSpec,
+    JobState,
+    TaskInput,
+    TaskResult,
+    check_job_change,
+)
+from agentcloud.tasks.tally import Tally
+from agentcloud.tasks.worker import WorkerActor
+
+log = structlog.get_logger()
+
+#: After a cancellation, tasks get so long to end before their worker is killed, seconds.
+CANCEL_GRACE_S = 3.0
+#: Workers that die one after another with no task on them: the job cannot run here.
+MAX_IDLE_DEATHS = 3
+
+#: Reasons why a job stops; `budget` comes from the board.
+_CANCELLED = "cancelled"
+_ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """Answer to a worker: tasks to start, and whether no more will come."""
+
+    tasks: tuple[TaskInput, ...]
+    is_over: bool
+
+
+class Supervisor:
+    """The body of a supervisor actor.
+
+    Args:
+        spec: the job.
+        total: inputs in its file, as surveyed.
+        mirror_timeout_s: without a call of `record` for so long the job stops; None: never.
+    """
+
+    def __init__(self, spec: JobSpec, total: int, mirror_timeout_s: float | None = None) -> None:
+        self._spec = spec
+        self._total = total
+        self._mirror_timeout_s = mirror_timeout_s
+        self._state = JobState.PENDING
+        self._reason: str | None = None
+        self._detail: str | None = None
+        self._tally = Tally()
+        self._results: ResultsFile | None = None
+        self._board = Board(iter(()), attempts=1, finished_ids=frozenset(), tally=self._tally)
+        self._workers: dict[str, Any] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._spawned = 0
+        self._idle_deaths = 0
+        self._workers_lost = 0
+        self._started_s = time.monotonic()
+        self._working_since_s: float | None = None
+        self._ended_s: float | None = None
+        self._heard_s = time.monotonic()
+        self._spent_usd: Decimal | None = None
+        self._over = asyncio.Event()
+        self._main: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the results file and the budget, and start the workers.
+
+        Raises:
+            ConfigError: no fleet is up, or the results file cannot be used.
+        """
+        results = ResultsFile(self._spec.output, retry_failed=self._spec.retry_failed)
+        self._results = results
+        self._board = Board(
+            read_inputs(self._spec.input, source=self._spec.source),
+            attempts=self._spec.attempts,
+            finished_ids=frozenset(results.done_ids | results.failed_ids),
+            tally=self._tally,
+        )
+        await self._open_budget()
+        self._move(JobState.RUNNING)
+        for _ in range(self._spec.workers):
+            self._spawn()
+        self._main = asyncio.create_task(self._run())
+
+    async def exchange(self, worker: str, ended: list[TaskResult], room: int) -> Handout:
+        """A worker brings outcomes and asks for at most `room` tasks."""
+        if worker not in self._workers:
+            return Handout((), is_over=True)  # it was given up on
+        if ended:
+            self._idle_deaths = 0
+        try:
+            self._board.settle(worker, ended)
+            tasks = self._board.take(worker, room) if room > 0 else []
+            if tasks and self._working_since_s is None:
+                self._working_since_s = time.monotonic()
+            self._write()
+        except AgentCloudError as error:  # the input or the disk went away under the job
+            self._fail(one_line(error))
+            return Handout((), is_over=False)
+        return Handout(tuple(tasks), self._board.is_finished)
+
+    async def record(self) -> JobRecord:
+        """The job as it stands; each call is also a sign of life of whoever mirrors the job."""
+        self._heard_s = time.monotonic()
+        return self._record()
+
+    async def cancel(self, reason: str = "on request") -> None:
+        """Stop now: running tasks are cancelled, their calls aborted; what is done is kept."""
+        if self._state.is_final:
+            return
+        self._board.stop(_CANCELLED, reason)
+        if self._state is JobState.RUNNING:
+            self._move(JobState.STOPPING)
+        calls = [worker.cancel.remote() for worker in self._workers.values()]
+        with contextlib.suppress(ray.exceptions.RayError):
+            await asyncio.gather(*calls)
+
+    async def wait(self) -> JobRecord:
+        """Wait until the job has ended."""
+        await self._over.wait()
+        return self._record()
+
+    async def _run(self) -> None:
+        try:
+            await self._until_finished()
+            await self._stop_workers()
+            self._write()
+            await self._settle_budget()
+            self._finish()
+        except Exception as error:
+            log.exception("the supervisor failed", job=self._spec.job_id)
+            self._reason, self._detail = _ERROR, one_line(error)
+            self._state = JobState.FAILED
+        finally:
+            if self._results is not None:
+                self._results.close()
+            self._ended_s = time.monotonic()
+            self._over.set()
+
+    async def _until_finished(self) -> None:
+        # A worker that has nothing more to do ends by itself, and with the last one the job.
+        give_up_s: float | None = None
+        while self._watchers:
+            await asyncio.wait(self._watchers, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+            now_s = time.monotonic()
+            if self._board.stop_reason is not None and self._state is JobState.RUNNING:
+                self._move(JobState.STOPPING)
+            if self._board.stop_reason in (_CANCELLED, _ERROR):
+                # Tasks that ignore their cancellation go with their worker.
+                give_up_s = give_up_s or now_s + CANCEL_GRACE_S
+                if now_s > give_up_s:
+                    return
+            if self._is_abandoned(now_s):
+                await self.cancel("its driver is gone")
+
+    def _is_abandoned(self, now_s: float) -> bool:
+        return (
+            self._mirror_timeout_s is not None
+            and now_s - self._heard_s > self._mirror_timeout_s
+            and self._board.stop_reason is None
+        )
+
+    def _spawn(self) -> None:
+        name = f"worker:{self._spec.job_id}:{self._spawned}"
+        self._spawned += 1
+        here = ray.get_runtime_context().get_node_id()
+        worker = WorkerActor.options(
+            name=name,
+            namespace=RAY_NAMESPACE,
+            num_cpus=0,
+            scheduling_strategy=(
+                ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+                if self._spec.pin_to_node
+                else "SPREAD"
+            ),
+        ).remote(
+            name,
+            self._spec,
+            math.ceil(self._spec.concurrency / self._spec.workers),
+            ray.get_runtime_context().current_actor,
+        )
+        self._workers[name] = worker
+        watcher = asyncio.create_task(self._watch(name, worker))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    async def _watch(self, name: str, worker: Any) -> None:
+        # Three ends of a worker: it ran out of tasks; it could not begin or has a bug (the job
+        # fails); it died (another takes its place and its tasks).
+        try:
+            await worker.run.remote()
+        except ray.exceptions.RayTaskError as error:
+            del self._workers[name]
+            self._board.lose(name, "its worker failed", _now())
+            self._fail(one_line(error.cause if error.cause is not None else error))
+        except ray.exceptions.RayError as error:
+            del self._workers[name]
+            self._on_death(name, " ".join(str(error).split())[:300])
+        else:
+            self._workers.pop(name, None)
+
+    def _on_death(self, name: str, why: str) -> None:
+        held = self._board.lose(name, _cause_of_death(why), _now())
+        self._write()
+        if self._board.stop_reason is not None or self._board.is_finished:
+            return
+        self._workers_lost += 1
+        log.warning("a worker died", job=self._spec.job_id, worker=name, held=held, why=why)
+        self._idle_deaths = 0 if held else self._idle_deaths + 1
+        if self._idle_deaths >= MAX_IDLE_DEATHS:
+            self._fail(f"workers keep dying: {why}")
+        else:
+            self._spawn()
+
+    async def _stop_workers(self) -> None:
+        for name, worker in list(self._workers.items()):
+            self._board.lose(name, "the job ended", _now())
+            del self._workers[name]
+            ray.kill(worker)
+        for watcher in list(self._watchers):
+            watcher.cancel()
+
+    def _fail(self, detail: str) -> None:
+        if self._board.stop_reason is None:
+            self._board.stop(_ERROR, detail)
+            for worker in self._workers.values():
+                worker.cancel.remote()
+
+    def _finish(self) -> None:
+        reason, detail = self._board.stop_reason, self._board.stop_detail
+        # Four ends: every input has its line; cancelled; an error of the job as a whole; the
+        # budget.
+        if reason is None:
+            self._move(JobState.DONE)
+        elif reason == _CANCELLED:
+            self._reason = detail
+            self._move(JobState.CANCELLED)
+        else:
+            self._reason, self._detail = reason, detail
+            self._move(JobState.FAILED if reason == _ERROR else JobState.STOPPED)
+
+    def _move(self, new: JobState) -> None:
+        check_job_change(self._state, new)
+        self._state = new
+        log.info("job state", job=self._spec.job_id, state=str(new), reason=self._reason)
+
+    def _write(self) -> None:
+        lines = self._board.drain_lines()
+        if lines and self._results is not None:
+            self._results.append(lines)
+
+    async def _open_budget(self) -> None:
+        try:
+            scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+        except ValueError:
+            raise ConfigError(
+                "no fleet is up on this cluster; `agentcloud up` starts one"
+            ) from None
+        await scheduler.open_budget.remote((self._spec.budget_scope,), self._spec.budget_usd)
+
+    async def _settle_budget(self) -> None:
+        with contextlib.suppress(ValueError, ray.exceptions.RayError):
+            scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+            await scheduler.close_budget.remote((self._spec.budget_scope,))
+
+    def _record(self) -> JobRecord:
+        board = self._board
+        now_s = self._ended_s or time.monotonic()
+        return JobRecord(
+            job_id=self._spec.job_id,
+            agent=self._spec.agent,
+            state=self._state,
+            output=str(self._spec.output),
+            total=self._total,
+            done=board.done,
+            failed=board.failed,
+            running=board.running,
+            already_done=board.already_done,
+            bad_inputs=board.bad_inputs,
+            retried=board.retried,
+            workers_lost=self._workers_lost,
+            cost_usd=self._tally.cost_usd,
+            unknown_cost_calls=self._tally.unknown_cost_calls,
+            elapsed_s=now_s - self._started_s,
+            reason=self._reason,
+            detail=self._detail,
+            endpoints=self._tally.endpoints(now_s - (self._working_since_s or now_s)),
+        )
+
+
+def _cause_of_death(why: str) -> str:
+    return why.split(". ", maxsplit=1)[0] if why else "unknown"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+SupervisorActor = ray.remote(Supervisor)

@@ -1,0 +1,109 @@
+"""A Ray actor that runs many agent tasks at once.
+
+The worker pulls: one call to its supervisor brings outcomes there and new tasks back, so the
+driver's cost per task is a fraction of an actor call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from typing import Any
+
+import ray
+
+from agentcloud.agents.agent import Agent, load_agent
+from agentcloud.cluster.client import AsyncAgentCloud
+from agentcloud.tasks.attempt import attempt_task
+from agentcloud.tasks.spec import JobSpec, TaskInput, TaskResult
+
+#: Outcomes that arrive so close together travel together, seconds.
+GATHER_S = 0.01
+#: A worker with room but nothing to do asks again after this, seconds.
+IDLE_S = 0.25
+
+
+class Worker:
+    """The body of a worker actor.
+
+    Args:
+        name: its actor name, `worker:<job>:<i>`.
+        spec: the job.
+        room: tasks it runs at once.
+        supervisor: handle of the job's supervisor.
+    """
+
+    def __init__(self, name: str, spec: JobSpec, room: int, supervisor: Any) -> None:
+        self._name = name
+        self._spec = spec
+        self._room = room
+        self._supervisor = supervisor
+        self._running: set[asyncio.Task[TaskResult]] = set()
+        self._ended: list[TaskResult] = []
+        self._wake = asyncio.Event()
+        self._cancelled = False
+
+    async def run(self) -> None:
+        """Work until the supervisor has nothing more.
+
+        Raises:
+            ConfigError: the agent cannot be loaded.
+        """
+        agent = self._load()
+        async with contextlib.AsyncExitStack() as stack:
+            client = AsyncAgentCloud()
+            stack.push_async_callback(client.close)
+            while not await self._exchange(agent, client):
+                await self._wait_for_news()
+
+    async def cancel(self) -> None:
+        """Cancel every running task: its calls are aborted where they run."""
+        self._cancelled = True
+        for task in self._running:
+            task.cancel()
+        self._wake.set()
+
+    def _load(self) -> Agent:
+        if self._spec.folder is not None:
+            os.chdir(self._spec.folder)
+        here = str(self._spec.folder or os.getcwd())
+        if here not in sys.path:
+            sys.path.insert(0, here)
+        return load_agent(self._spec.agent)
+
+    async def _exchange(self, agent: Agent, client: AsyncAgentCloud) -> bool:
+        """Bring outcomes, fetch tasks; returns whether the work is over."""
+        ended, self._ended = self._ended, []
+        room = 0 if self._cancelled else self._room - len(self._running)
+        handout = await self._supervisor.exchange.remote(self._name, ended, room)
+        for task in handout.tasks:
+            self._start(agent, client, task)
+        return bool(handout.is_over) and not self._running and not self._ended
+
+    def _start(self, agent: Agent, client: AsyncAgentCloud, task: TaskInput) -> None:
+        running = asyncio.create_task(attempt_task(agent, client, self._spec, task))
+        self._running.add(running)
+        running.add_done_callback(self._on_end)
+        if self._cancelled:
+            running.cancel()
+
+    def _on_end(self, task: asyncio.Task[TaskResult]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():  # cancelled before its first step: the supervisor drops it
+            self._ended.append(task.result())
+        self._wake.set()
+
+    async def _wait_for_news(self) -> None:
+        # Full: sleep until a task ends. With room: also ask again soon, a dead worker's tasks or
+        # passing failures may have come back.
+        has_room = len(self._running) < self._room
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(IDLE_S if has_room else None):
+                await self._wake.wait()
+                await asyncio.sleep(GATHER_S)
+        self._wake.clear()
+
+
+WorkerActor = ray.remote(Worker)
