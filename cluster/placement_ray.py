@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from agentcloud.cluster.errors import PlanError
-from agentcloud.cluster.placement import NodeGpus, Placement, RankPlace, expected_ranks
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -14,6 +12,9 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from agentcloud.cluster.errors import PlanError
+from agentcloud.cluster.placement import NodeGpus, Placement, RankPlace, expected_ranks
 
 #: Ray gives every node this label.
 _NODE_LABEL = "ray.io/node-id"

@@ -6,12 +6,13 @@ import json
 from typing import Annotated, Any
 
 import typer
-from agentcloud.cluster.memory import DEFAULT_UTILIZATION, GIB
-from agentcloud.cluster.plan import DegreeVerdict, Hardware, Plan, Verdict, Workload, make_plan
-from agentcloud.cluster.plan_data import gpu_kind, model_shape
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from agentcloud.cluster.memory import DEFAULT_UTILIZATION, GIB
+from agentcloud.cluster.plan import DegreeVerdict, Hardware, Plan, Verdict, Workload, make_plan
+from agentcloud.cluster.plan_data import gpu_kind, model_shape
 
 _STYLES = {
     Verdict.FITS: "green",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from agentcloud.cluster.errors import PlanError
 from agentcloud.cluster.memory import Gpu
 from agentcloud.cluster.shapes import ModelShape, shape_from_config
@@ -96,7 +97,7 @@ def model_shape(model: str) -> ModelShape:
 def _data(file: str) -> dict[str, Any]:
     text = resources.files("agentcloud.cluster.data").joinpath(file).read_text()
     data = yaml.safe_load(text)
-    assert isinstance(data, dict)  # noqa: S101 - our own file
+    assert isinstance(data, dict)
     return data
 
 

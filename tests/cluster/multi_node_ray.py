@@ -11,14 +11,6 @@ import sys
 from typing import Any
 
 import ray
-from agentcloud.cluster.errors import PlanError
-from agentcloud.cluster.placement import Placement, place
-from agentcloud.cluster.placement_ray import (
-    actor_options,
-    create_placement_group,
-    rank_places,
-    ray_nodes,
-)
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import (
     PlacementGroup,
@@ -27,8 +19,16 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from agentcloud.cluster.errors import PlanError
+from agentcloud.cluster.placement import Placement, expected_ranks, place
+from agentcloud.cluster.placement_ray import (
+    actor_options,
+    create_placement_group,
+    rank_places,
+    ray_nodes,
+)
 
-@ray.remote
+
 class Engine:
     """Stands where the replica's actor would: it starts nothing, it says where it is."""
 
@@ -44,7 +44,6 @@ class Engine:
         return [[bundle, node] for bundle, node, _ in get_bundles_sorted_by_node(group)]
 
 
-@ray.remote(num_cpus=0, num_gpus=1)
 class Rank:
     """Takes the GPU of one bundle, as vLLM's worker does."""
 
@@ -56,14 +55,18 @@ class Rank:
 def observe(placement: Placement, *, seat: bool = False, ask_vllm: bool = False) -> dict[str, Any]:
     group = create_placement_group(placement, name="replica", timeout_s=60)
     table = placement_group_table(group)["bundles_to_node_id"]
-    engine = Engine.options(**actor_options(placement, group)).remote()
+    engine = ray.remote(Engine).options(**actor_options(placement, group)).remote()
     ranks = rank_places(placement, group)
     seats = []
     if seat:
         workers = [
-            Rank.options(
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank.bundle)
-            ).remote()
+            ray.remote(Rank)
+            .options(
+                num_cpus=0,
+                num_gpus=1,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, rank.bundle),
+            )
+            .remote()
             for rank in ranks
         ]
         seats = ray.get([worker.seat.remote() for worker in workers])
@@ -73,10 +76,33 @@ def observe(placement: Placement, *, seat: bool = False, ask_vllm: bool = False)
         "ranks": [[rank.rank, rank.stage, rank.bundle, rank.node_id] for rank in ranks],
         "seats": seats,
         "engine_node": ray.get(engine.node.remote()),
-        "vllm_order": ray.get(engine.order_of_vllm.remote(group)) if ask_vllm else None,
+        "vllm": compare_with_vllm(placement, group) if ask_vllm else None,
     }
     remove_placement_group(group)
     return seen
+
+
+def compare_with_vllm(placement: Placement, group: PlacementGroup) -> list[Any]:
+    """Our order of ranks beside vLLM's, with the engine on the first and on the last bundle."""
+    table = placement_group_table(group)["bundles_to_node_id"]
+    pairs = []
+    for bundle in (0, placement.ranks - 1):
+        engine = (
+            ray.remote(Engine)
+            .options(
+                num_cpus=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
+            )
+            .remote()
+        )
+        ours = expected_ranks(placement, table, driver_node=ray.get(engine.node.remote()))
+        pairs.append(
+            {
+                "ours": [[rank.bundle, rank.node_id] for rank in ours],
+                "vllm": ray.get(engine.order_of_vllm.remote(group)),
+            }
+        )
+    return pairs
 
 
 def refusal(tensor_parallel: int, pipeline_parallel: int) -> str:

@@ -8,13 +8,14 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from anthropic.types import Usage
+from hypothesis import given
+from hypothesis import strategies as st
+
 from agentcloud.cluster.catalog import Catalog, Rejects, gpu_seconds_usd, load_catalog
 from agentcloud.cluster.config import HostedModel, Prices
 from agentcloud.cluster.contracts import Feature
 from agentcloud.cluster.errors import ConfigError
-from anthropic.types import Usage
-from hypothesis import given
-from hypothesis import strategies as st
 
 CATALOG = load_catalog()
 MODELS = sorted(CATALOG.entries)
