@@ -1,0 +1,407 @@
+"""The sole importer of vllm: one engine that speaks the Messages API.
+
+vLLM's own Messages handler does the work; its subclass here adds what it lacks: the timings of
+each request, and tool calls that `max_tokens` cut off. Errors are translated here, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+from argparse import Namespace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jiter
+import structlog
+from pydantic import ValidationError
+from starlette.datastructures import State
+from starlette.requests import Request
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensRequest,
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.exceptions import VLLMClientError
+from vllm.outputs import RequestOutput
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from agentcloud.cluster.contracts import LoadReport, Params, Timings
+from agentcloud.cluster.engine_load import LoadMeter
+from agentcloud.cluster.engine_requests import check_request
+from agentcloud.cluster.engine_settings import EngineSettings
+from agentcloud.cluster.errors import (
+    BackendError,
+    ContextTooLong,
+    InvalidRequest,
+    Overloaded,
+    ReplicaLost,
+)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer.
+
+    Attributes:
+        message: the Messages API's JSON.
+        timings: as vLLM measured them, from the request's arrival at the engine.
+    """
+
+    message: dict[str, Any]
+    timings: Timings
+
+
+class _Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not typed for us
+    """vLLM's handler, with the statistics of each request and unguarded JSON guarded.
+
+    Attributes:
+        final: request id -> the last output of the engine, for whoever started the request.
+        failure: request id -> what the engine raised in the middle of it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.final: dict[str, RequestOutput] = {}
+        self.failure: dict[str, Exception] = {}
+
+    def forget(self, request_id: str) -> None:
+        """Drop what was kept of a request."""
+        self.final.pop(request_id, None)
+        self.failure.pop(request_id, None)
+
+    async def chat_completion_full_generator(
+        self, request: Any, outputs: Any, request_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Keep the last output, which carries the statistics."""
+        watched = self._watch(request_id, outputs)
+        return await super().chat_completion_full_generator(
+            request, watched, request_id, *args, **kwargs
+        )
+
+    def chat_completion_stream_generator(
+        self, request: Any, outputs: Any, request_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Keep the last output, which carries the statistics."""
+        watched = self._watch(request_id, outputs)
+        return super().chat_completion_stream_generator(
+            request, watched, request_id, *args, **kwargs
+        )
+
+    async def _watch(
+        self, request_id: str, outputs: AsyncIterator[RequestOutput]
+    ) -> AsyncIterator[RequestOutput]:
+        try:
+            async for output in outputs:
+                if output.finished:
+                    self.final[request_id] = output
+                yield output
+        except Exception as error:
+            self.failure[request_id] = error
+            raise
+
+    def messages_full_converter(
+        self, generator: ChatCompletionResponse
+    ) -> AnthropicMessagesResponse:
+        """Convert an answer; tool arguments that were cut off come as far as they got."""
+        choice = generator.choices[0]
+        cut = False
+        for call in choice.message.tool_calls:
+            arguments, whole = _whole_json(call.function.arguments)
+            cut = cut or not whole
+            call.function.arguments = arguments
+        response = super().messages_full_converter(generator)
+        if cut and response.stop_reason == "tool_use":
+            # Not to be run: what stopped it was a stop sequence, or the model itself.
+            stop = choice.stop_reason
+            response.stop_reason = "stop_sequence" if isinstance(stop, str) else "end_turn"
+            response.stop_sequence = stop if isinstance(stop, str) else None
+        return response
+
+
+def _whole_json(arguments: str) -> tuple[str, bool]:
+    """A JSON object's text, completed if it was cut off, and whether it was whole."""
+    try:
+        value = json.loads(arguments)
+    except json.JSONDecodeError:
+        try:
+            value = jiter.from_json(arguments.encode(), partial_mode=True)
+        except ValueError:
+            value = {}
+        return json.dumps(value if isinstance(value, dict) else {}), False
+    return (arguments if isinstance(value, dict) else "{}"), True
+
+
+class LocalEngine:
+    """A running engine. Make one with `await LocalEngine.start(settings)`."""
+
+    def __init__(
+        self, settings: EngineSettings, engine: AsyncLLM, handler: _Messages, meter: LoadMeter
+    ) -> None:
+        self.settings = settings
+        self._engine = engine
+        self._handler = handler
+        self._meter = meter
+        self._counter = itertools.count()
+        self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
+
+    def __repr__(self) -> str:
+        return f"LocalEngine({self.settings.model!r}, {len(self._tasks)} calls)"
+
+    @classmethod
+    async def start(cls, settings: EngineSettings) -> LocalEngine:
+        """Load the model; takes tens of seconds. Sets the settings' environment in this process.
+
+        Raises:
+            ReplicaLost: the engine did not come up.
+        """
+        os.environ.update(settings.env)
+        meter = LoadMeter()
+
+        class Stats(StatLoggerBase):  # type: ignore[misc]
+            def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+                pass
+
+            def record(
+                self,
+                scheduler_stats: Any,
+                iteration_stats: Any,
+                mm_cache_stats: Any = None,
+                engine_idx: int = 0,
+            ) -> None:
+                meter.record(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None:
+                pass
+
+        args: Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+        for key, value in settings.args.items():
+            if value is not None:
+                setattr(args, key, value)
+        engine_args = AsyncEngineArgs.from_cli_args(args)
+        engine = AsyncLLM.from_vllm_config(
+            engine_args.create_engine_config(),
+            stat_loggers=[Stats],
+            disable_log_stats=True,
+        )
+        try:
+            # Its renderer and model list are made by vLLM's own server set-up.
+            args.structured_outputs_config = engine.vllm_config.structured_outputs_config
+            state = State()
+            await init_app_state(engine, state, args, supported_tasks=("generate",))
+            handler = _Messages(
+                engine,
+                state.openai_serving_models,
+                args.response_role,
+                online_renderer=state.online_renderer,
+                request_logger=None,
+                chat_template=None,
+                chat_template_content_format=args.chat_template_content_format,
+                reasoning_parser=args.structured_outputs_config.reasoning_parser,
+                enable_auto_tools=args.enable_auto_tool_choice,
+                tool_parser=args.tool_call_parser,
+                enable_prompt_tokens_details=True,
+            )
+        except BaseException:
+            engine.shutdown()
+            raise
+        return cls(settings, engine, handler, meter)
+
+    @property
+    def is_dead(self) -> bool:
+        """The engine's process, or one of its workers, is gone; it never comes back."""
+        return bool(self._engine.errored)
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and answer together."""
+        return int(self._engine.model_config.max_model_len)
+
+    async def create(self, params: Params, call_id: str) -> Reply:
+        """Serve one call; cancelling it aborts it in the engine.
+
+        Raises:
+            BackendError: as the Messages API would say it.
+        """
+        with self._calling(call_id) as request_id:
+            outcome = await self._send(params, request_id, stream=False)
+            if not isinstance(outcome, AnthropicMessagesResponse):
+                raise BackendError("the engine answered a unary call with a stream")
+            message = outcome.model_dump(mode="json", exclude_none=True)
+            message["id"] = f"msg_{call_id}"
+            message.setdefault("stop_sequence", None)
+            return Reply(message, self._timings(request_id))
+
+    async def stream(
+        self, params: Params, call_id: str
+    ) -> AsyncGenerator[tuple[dict[str, Any], Timings | None], None]:
+        """Serve one call as the API's events; the last one comes with the timings.
+
+        Raises:
+            BackendError: as the Messages API would say it, also in mid-stream.
+        """
+        with self._calling(call_id) as request_id:
+            events = await self._send(params, request_id, stream=True)
+            async for text in events:
+                event = json.loads(text.split("data: ", 1)[1])
+                if event["type"] == "error":
+                    raise self._stream_error(request_id, event)
+                if event["type"] == "message_start":
+                    event["message"]["id"] = f"msg_{call_id}"
+                last = event["type"] == "message_stop"
+                yield event, self._timings(request_id) if last else None
+
+    async def count_tokens(self, params: Params) -> int:
+        """Tokens of the prompt.
+
+        Raises:
+            InvalidRequest: the request is not one of the Messages API, or not served here.
+        """
+        check_request(params, images=self._images)
+        known = AnthropicCountTokensRequest.model_fields
+        fields = {key: value for key, value in params.items() if key in known}
+        try:
+            request = AnthropicCountTokensRequest(**fields | {"model": self.settings.model})
+            answer = await self._handler.count_tokens(request)
+        except Exception as error:
+            raise self._translated(error) from error
+        if isinstance(answer, ErrorResponse):
+            raise _from_response(answer, self.context_tokens)
+        return int(answer.input_tokens)
+
+    def abort(self, call_ids: Iterable[str]) -> None:
+        """Cancel calls by id, in the engine too; unknown ids are no error."""
+        for call_id in call_ids:
+            for task in self._tasks.get(call_id, ()):
+                task.cancel()
+
+    def load(self) -> LoadReport:
+        """The load as last reported; no round trip to the engine."""
+        return self._meter.report(
+            unfinished=self._engine.get_num_unfinished_requests(),
+            prompt_tokens_queued=self._engine.get_num_queued_tokens(),
+        )
+
+    async def shutdown(self) -> None:
+        """Abort all calls and end the engine's processes."""
+        for tasks in self._tasks.values():
+            for task in tasks:
+                task.cancel()
+        await asyncio.to_thread(self._engine.shutdown)
+
+    @property
+    def _images(self) -> bool:
+        return bool(self._engine.model_config.is_multimodal_model)
+
+    @contextmanager
+    def _calling(self, call_id: str) -> Iterator[str]:
+        """Register the running task under `call_id`; gives the id that the engine knows it by."""
+        if not self._engine.get_num_unfinished_requests():
+            self._meter.woke()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("calls are made from asyncio tasks")
+        # A call may come again while its first send is still being aborted: never the same id.
+        request_id = f"{call_id}.{next(self._counter)}"
+        self._tasks.setdefault(call_id, set()).add(task)
+        try:
+            yield request_id
+        finally:
+            tasks = self._tasks[call_id]
+            tasks.discard(task)
+            if not tasks:
+                del self._tasks[call_id]
+            self._handler.forget(_engine_id(request_id))
+
+    async def _send(self, params: Params, request_id: str, *, stream: bool) -> Any:
+        """Hand a request to vLLM's handler."""
+        check_request(params, images=self._images)
+        http = Request({"type": "http", "headers": [(b"x-request-id", request_id.encode())]})
+        try:
+            fields = dict(params) | {"model": self.settings.model, "stream": stream}
+            if isinstance(limit := fields.get("max_tokens"), int):
+                # A program written for a larger model may ask for more than this one's context:
+                # it is a most, so the context bounds it.
+                fields["max_tokens"] = min(limit, self.context_tokens)
+            outcome = await self._handler.create_messages(AnthropicMessagesRequest(**fields), http)
+        except Exception as error:
+            raise self._translated(error) from error
+        if isinstance(outcome, ErrorResponse):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # vLLM answers a cancelled request instead of letting the cancellation through.
+                raise asyncio.CancelledError
+            raise _from_response(outcome, self.context_tokens)
+        return outcome
+
+    def _timings(self, request_id: str) -> Timings:
+        final = self._handler.final.get(_engine_id(request_id))
+        stats = final.metrics if final is not None else None
+        if stats is None:
+            return Timings()
+        return Timings(
+            ttft_s=stats.first_token_latency,
+            generation_s=stats.last_token_ts - stats.first_token_ts,
+            engine_queue_s=stats.scheduled_ts - stats.queued_ts,
+        )
+
+    def _stream_error(self, request_id: str, event: dict[str, Any]) -> BackendError:
+        cause = self._handler.failure.get(_engine_id(request_id))
+        if cause is not None:
+            return self._translated(cause)
+        return BackendError(f"{self.settings.model}: {event['error']['message']}")
+
+    def _translated(self, error: Exception) -> BackendError:
+        """VLLM's exceptions -> ours."""
+        if isinstance(error, BackendError):
+            return error
+        if isinstance(error, EngineDeadError) or self.is_dead:
+            return ReplicaLost(f"{self.settings.model}: the engine died with the call on it")
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            what = first["msg"].removeprefix("Value error, ")
+            return InvalidRequest(f"{where}: {what}" if where else what)
+        if isinstance(error, VLLMClientError | ValueError | TypeError):
+            return _invalid(str(error), self.context_tokens)
+        status = getattr(error, "http_status", None) or getattr(error, "status_code", None)
+        if status == 503:
+            return Overloaded(f"{self.settings.model}: {error}")
+        return BackendError(f"{self.settings.model}: {type(error).__name__}: {error}")
+
+
+def _engine_id(request_id: str) -> str:
+    """VLLM's chat layer prefixes the ids that it is given."""
+    return f"chatcmpl-{request_id}"
+
+
+def _from_response(response: ErrorResponse, context_tokens: int) -> BackendError:
+    """VLLM's error answer -> ours."""
+    message, status = response.error.message, int(response.error.code)
+    if status == 503:
+        return Overloaded(message)
+    if status >= 500:
+        return BackendError(message, status=status)
+    return _invalid(message, context_tokens)
+
+
+def _invalid(message: str, context_tokens: int) -> InvalidRequest:
+    # vLLM tells a prompt that is too long by its wording alone.
+    if "maximum context length" in message:
+        return ContextTooLong(message, context_tokens=context_tokens)
+    return InvalidRequest(message)

@@ -1,0 +1,119 @@
+"""fleet.yaml's model -> how its engine is started. Pure: no vllm, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.errors import ConfigError
+
+_GIB = 1 << 30
+_EMBEDDED = "embedded:"
+
+#: Environment of every engine: weights are local, nothing is reported to anyone.
+_QUIET_ENV = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Everything that one engine needs to start.
+
+    Attributes:
+        model: the name it serves.
+        args: vLLM's server arguments by their Python names.
+        env: environment of the engine's processes.
+    """
+
+    model: str
+    args: Mapping[str, Any]
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> int:
+        """How many workers the model is split over."""
+        return int(self.args["tensor_parallel_size"]) * int(self.args["pipeline_parallel_size"])
+
+
+def model_folder(path: str) -> Path:
+    """The folder that a `path:` of fleet.yaml names; `embedded:NAME` is package data."""
+    if path.startswith(_EMBEDDED):
+        return Path(__file__).parent / "data" / "models" / path.removeprefix(_EMBEDDED)
+    return Path(path).expanduser()
+
+
+def engine_settings(
+    name: str,
+    model: LocalModel,
+    *,
+    tensor_parallel: int,
+    cores: Sequence[int],
+) -> EngineSettings:
+    """Derive an engine's settings.
+
+    Args:
+        name: the model's name in fleet.yaml, served as such.
+        model: its section.
+        tensor_parallel: the degree that plan.py chose (`auto` is resolved before).
+        cores: ids of the CPU cores at hand; used on CPU only.
+
+    Raises:
+        ConfigError: more CPU processes than cores, so that threads cannot be bound.
+    """
+    processes = tensor_parallel * model.pipeline_parallel
+    args: dict[str, Any] = {
+        "model": str(model_folder(model.path)),
+        "served_model_name": [name],
+        "dtype": model.dtype,
+        "max_model_len": model.context_tokens,
+        "max_num_seqs": model.max_concurrency,
+        "tensor_parallel_size": tensor_parallel,
+        "pipeline_parallel_size": model.pipeline_parallel,
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": model.tool_parser,
+        "enable_prompt_tokens_details": True,
+        "enable_log_requests": False,
+        # A grammar that allows blanks lets a weak model fill its whole answer with them.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+    }
+    env = dict(_QUIET_ENV)
+    if model.gpu is None:
+        args |= {
+            "enforce_eager": True,
+            "distributed_executor_backend": "mp",
+            # Explicit, because the default claims a share of the machine's whole memory.
+            "kv_cache_memory_bytes": int(model.kv_cache_gib * _GIB),
+        }
+        env["VLLM_CPU_OMP_THREADS_BIND"] = _thread_binding(name, processes, cores)
+    elif processes > 1:
+        # Ray's executor puts its workers into the placement group of the actor that starts it.
+        args["distributed_executor_backend"] = "ray"
+    args |= model.engine_args
+    env |= model.env
+    return EngineSettings(model=name, args=MappingProxyType(args), env=MappingProxyType(env))
+
+
+def _thread_binding(name: str, processes: int, cores: Sequence[int]) -> str:
+    """VLLM's `VLLM_CPU_OMP_THREADS_BIND`: a disjoint run of cores for each process.
+
+    A single process is left unbound: several replicas may share the machine, and binding would
+    pin them all to the same cores. Several processes must be told apart, or vLLM refuses.
+    """
+    if processes == 1:
+        return "nobind"
+    if len(cores) < processes:
+        raise ConfigError(
+            f"{processes} engine processes need a CPU core each and this node offers "
+            f"{len(cores)}; lower tensor_parallel or pipeline_parallel",
+            where=f"fleet.yaml: models.{name}",
+        )
+    share = len(cores) // processes
+    runs = [cores[rank * share : (rank + 1) * share] for rank in range(processes)]
+    return "|".join(",".join(str(core) for core in run) for run in runs)

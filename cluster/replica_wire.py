@@ -1,0 +1,65 @@
+"""What travels between a caller's process and a replica, many to a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agentcloud.cluster.contracts import Call, Timings
+from agentcloud.cluster.errors import BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One call on its way to the replica; `key` is the caller's own number for it."""
+
+    key: int
+    call: Call
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer: the message's JSON."""
+
+    key: int
+    message: bytes
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Events of a streamed call, each the JSON of one; `timings` marks the last ones."""
+
+    key: int
+    events: tuple[str, ...]
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call that failed; the others of its batch go on."""
+
+    key: int
+    error: BackendError
+
+
+Parcel = Answered | Streamed | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInfo:
+    """What a replica is, once it is ready.
+
+    Attributes:
+        context_tokens: prompt and answer together, as the engine has it.
+        pid: the actor's process; the engine's processes are its descendants.
+        node_id: Ray's id of the node it runs on.
+        start_s: seconds from the actor's start to readiness.
+    """
+
+    name: str
+    model: str
+    context_tokens: int
+    pid: int
+    node_id: str
+    start_s: float
