@@ -132,6 +132,7 @@ def job_exit_status(record: JobRecord) -> int:
 
 
 def follow_job(job: Job, view: ProgressView, interrupts: Interrupts) -> JobRecord:
+    """Show a job until it has ended; the first Ctrl-C cancels it."""
     asked = False
 
     def on_progress(record: JobRecord) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.errors import ConfigError
@@ -73,6 +73,7 @@ def test_it_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> None:
     assert [entry["id"] for entry in read_results(path)] == ["a", "b", "c"]
 
 
+@settings(deadline=None)  # it writes files
 @given(cut=st.integers(min_value=0))
 def test_a_file_cut_anywhere_keeps_its_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, cut: int

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.errors import ConfigError
@@ -30,7 +30,7 @@ def test_jsonl_ids_come_from_the_field_else_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        (b'{"x": ', "not JSON (Expecting value at column 7)"),
+        (b'{"x": ', "not JSON (Expecting value at column 6)"),
         (b'{"x": NaN}', "not JSON (NaN is no JSON number)"),
         (b'{"x": "\xff"}', "not UTF-8 (byte 8 of the line)"),
         (b'{"id": 1.5}', "its id is neither text nor a whole number: 1.5"),
@@ -118,6 +118,7 @@ def test_a_file_that_cannot_serve_is_one_error(
         survey(tmp_path / name, on_bad=OnBadInput.SKIP)
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b"")), max_size=20))
 def test_any_bytes_give_one_entry_per_line_that_is_not_blank(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
@@ -129,6 +130,7 @@ def test_any_bytes_give_one_entry_per_line_that_is_not_blank(
     assert len(set(ids)) == len(ids)
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=5))))
 def test_json_items_come_through_unchanged(
     tmp_path_factory: pytest.TempPathFactory, items: list[dict[str, object]]
