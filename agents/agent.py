@@ -45,9 +45,8 @@ class Agent(Generic[R]):
         parameters = list(inspect.signature(function).parameters.values())
         required = [p for p in parameters if p.default is p.empty]
         if len(parameters) < 2 or len(required) > 2:
-            raise AgentError(
-                f"agent {self.name} takes {inspect.signature(function)}; write (ctx, item)"
-            )
+            taken = ", ".join(p.name for p in parameters)
+            raise AgentError(f"agent {self.name} takes ({taken}); write (ctx, item)")
         self._item = parameters[1]
 
     def __repr__(self) -> str:

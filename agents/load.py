@@ -52,7 +52,7 @@ def load_object(target: str, kind: type[T], *, what: str, remedy: str) -> T:
     found = getattr(module, name)
     if not isinstance(found, kind):
         raise ConfigError(
-            f"{name!r} is a {type(found).__name__}, not an {what}; {remedy}", where=place
+            f"{name!r} is no {what} but of type {type(found).__name__}; {remedy}", where=place
         )
     return found
 

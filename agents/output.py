@@ -24,7 +24,6 @@ _BLANKS = 64
 _MAX_ERRORS_TOLD = 8
 
 
-@functools.lru_cache(maxsize=512)
 def output_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema to ask for; callers must not change it.
 
@@ -33,6 +32,11 @@ def output_schema(model: type[BaseModel]) -> dict[str, Any]:
     """
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise AgentError(f"output={model!r} is not a pydantic model; subclass pydantic.BaseModel")
+    return _schema_of(model)
+
+
+@functools.lru_cache(maxsize=512)
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
     try:
         schema = model.model_json_schema()
     except PydanticInvalidForJsonSchema as error:
