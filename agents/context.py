@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, TypeVar, overload
@@ -14,6 +15,7 @@ from anthropic.types.message_create_params import MessageCreateParamsBase
 from pydantic import BaseModel
 
 from agentcloud.agents.attempts import Attempts
+from agentcloud.agents.calls import Calls, RoutedSender
 from agentcloud.agents.concurrent import map_ordered
 from agentcloud.agents.loop import LoopLimits, refusal, run_loop
 from agentcloud.agents.output import output_schema
@@ -32,10 +34,6 @@ R = TypeVar("R")
 
 #: Scope of the budget that is above every other.
 _FLEET_SCOPE = "fleet"
-#: Sends of one call that fleet.yaml allows by default; a task with fewer attempts left says so.
-_USUAL_SENDS = 4
-
-
 #: Parameters of the Messages API that an ask hands through, and its own.
 _API_PARAMS = frozenset(MessageCreateParamsBase.__annotations__) - {"messages", "stream"} | {
     "top_k",  # local models and older hosted ones take these two; anthropic's types list them
@@ -74,6 +72,7 @@ class Context:
         recorder: answers recorded by an earlier attempt, used in place of calls.
         attempts: the task's budget of extra attempts, shared with the layers above.
         budgets: reads the cluster's budgets, for `remaining_usd`.
+        routing: what every call gets besides, e.g. the job's priority and policy.
         clock: the time seam.
 
     Attributes:
@@ -94,6 +93,7 @@ class Context:
         recorder: StepRecorder | None = None,
         attempts: Attempts | None = None,
         budgets: Callable[[], Awaitable[Sequence[BudgetState]]] | None = None,
+        routing: Routing | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.job_id = job_id
@@ -103,9 +103,9 @@ class Context:
         self.usage = Usage()
         self.log = structlog.get_logger().bind(job=job_id, task=task_id)
         self.defaults = Defaults()
-        self._client = client
+        self._calls = Calls(client, recorder, self.attempts, self.usage)
         self._budget = budget
-        self._recorder = recorder
+        self._base = routing or Routing()
         self._budgets = budgets
         self._clock = clock or SystemClock()
         self._ends_s = None if deadline_s is None else self._clock.now() + deadline_s
@@ -174,7 +174,7 @@ class Context:
         request = self._request(prompt, images, tier, model, max_tokens, params)
         given = {"system": system, "temperature": temperature}
         request |= {key: value for key, value in given.items() if value is not None}
-        sender = _Sender(self, self._routing(tier, model, deadline_s))
+        sender = RoutedSender(self._calls, self._routing(tier, model, deadline_s))
         if by_name:
             request["tools"] = [tool.to_param() for tool in by_name.values()]
         elif output is not None:
@@ -199,7 +199,7 @@ class Context:
         images: Sequence[Image] = (),
         deadline_s: float | None = None,
         **params: Any,
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """Yield the text of an answer as it comes: `async for piece in ctx.stream(...)`.
 
         Leaving the loop early aborts the call; wrap it in `contextlib.aclosing` to abort at once.
@@ -212,19 +212,13 @@ class Context:
         request = self._request(prompt, images, tier, model, max_tokens, params)
         if system is not None:
             request["system"] = system
-        step = await self._recorder.begin(request) if self._recorder else None
-        if step is not None and step.answer is not None:
-            message = step.answer
-            yield answer_text(message)
-        else:
-            routing = self._with_attempts(self._routing(tier, model, deadline_s))
-            async with self._client.messages.stream(routing=routing, **request) as stream:
-                async for text in stream.text_stream:
-                    yield text
-                message = await stream.get_final_message()
-            if self._recorder is not None and step is not None:
-                await self._recorder.done(step, message)
-        self._count(message)
+        calls = self._calls.stream(request, self._routing(tier, model, deadline_s))
+        async with aclosing(calls) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield piece
+                else:
+                    message = piece
         if message.stop_reason == "refusal":
             raise refusal(message)
         self._warn_if_cut(message, request["max_tokens"])
@@ -289,48 +283,10 @@ class Context:
             deadline_s = left_s if deadline_s is None else min(deadline_s, left_s)
         # A model named without a tier is the caller's choice, so the agent's tier stays out.
         tier = tier or (None if model else self.defaults.tier)
-        return Routing(tier=tier, deadline_s=deadline_s, budget=self._budget)
-
-    async def _send(self, params: dict[str, Any], routing: Routing) -> Message:
-        step = await self._recorder.begin(params) if self._recorder else None
-        if step is not None and step.answer is not None:
-            message = step.answer
-        else:
-            message = await self._client.messages.create(
-                routing=self._with_attempts(routing), **params
-            )
-            if self._recorder is not None and step is not None:
-                await self._recorder.done(step, message)
-        self._count(message)
-        return message
-
-    def _with_attempts(self, routing: Routing) -> Routing:
-        sends = 1 + self.attempts.left
-        return replace(routing, max_attempts=sends) if sends < _USUAL_SENDS else routing
-
-    def _count(self, message: Message) -> None:
-        receipt = getattr(message, "agentcloud", None)
-        if receipt is not None:
-            self.usage.add(receipt)
-            if not receipt.cached:
-                self.attempts.charge(receipt.attempts - 1)
+        return replace(self._base, tier=tier, deadline_s=deadline_s, budget=self._budget)
 
     def _warn_if_cut(self, message: Message, max_tokens: int) -> None:
         if message.stop_reason in ("max_tokens", "model_context_window_exceeded"):
             self.log.warning(
                 "answer cut off", stop_reason=message.stop_reason, max_tokens=max_tokens
             )
-
-
-class _Sender:
-    """Calls with a context's routing, record, usage and attempts."""
-
-    def __init__(self, context: Context, routing: Routing) -> None:
-        self._context = context
-        self._routing = routing
-
-    async def send(self, params: dict[str, Any]) -> Message:
-        return await self._context._send(params, self._routing)
-
-    def spend_attempt(self, why: str, last: str | None = None) -> None:
-        self._context.attempts.spend(why, last=last)

@@ -1,0 +1,114 @@
+"""A task's calls: recorded answers first, our errors, every receipt and attempt counted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import anthropic
+from anthropic.types import Message
+
+from agentcloud.agents.attempts import Attempts
+from agentcloud.agents.ports import MessagesClient
+from agentcloud.agents.prompt import answer_text
+from agentcloud.agents.usage import Usage
+from agentcloud.cluster.contracts import Routing, StepRecorder
+from agentcloud.cluster.errors import BackendError
+
+#: Sends of one call that fleet.yaml allows by default; a task with fewer attempts left says so.
+_USUAL_SENDS = 4
+
+
+class Calls:
+    """Makes the calls of one task.
+
+    Args:
+        client: sends them.
+        recorder: answers recorded by an earlier attempt, used in place of calls.
+        attempts: the task's budget of extra attempts; transport retries spend it too.
+        usage: takes the receipts.
+    """
+
+    def __init__(
+        self,
+        client: MessagesClient,
+        recorder: StepRecorder | None,
+        attempts: Attempts,
+        usage: Usage,
+    ) -> None:
+        self.attempts = attempts
+        self.usage = usage
+        self._client = client
+        self._recorder = recorder
+
+    async def create(self, params: dict[str, Any], routing: Routing) -> Message:
+        """One answer; `BackendError` rather than anthropic's exception where we have one."""
+        step = await self._recorder.begin(params) if self._recorder else None
+        if step is not None and step.answer is not None:
+            return self._count(step.answer)
+        with _our_errors():
+            message = await self._client.messages.create(routing=self._capped(routing), **params)
+        if self._recorder is not None and step is not None:
+            await self._recorder.done(step, message)
+        return self._count(message)
+
+    async def stream(
+        self, params: dict[str, Any], routing: Routing
+    ) -> AsyncGenerator[str | Message, None]:
+        """The pieces of an answer's text as they come, and at last the whole answer."""
+        step = await self._recorder.begin(params) if self._recorder else None
+        if step is not None and step.answer is not None:
+            yield answer_text(step.answer)
+            yield self._count(step.answer)
+            return
+        with _our_errors():
+            async with self._client.messages.stream(
+                routing=self._capped(routing), **params
+            ) as stream:
+                async for text in stream.text_stream:
+                    yield text
+                message = await stream.get_final_message()
+        if self._recorder is not None and step is not None:
+            await self._recorder.done(step, message)
+        yield self._count(message)
+
+    def _capped(self, routing: Routing) -> Routing:
+        sends = 1 + self.attempts.left
+        return replace(routing, max_attempts=sends) if sends < _USUAL_SENDS else routing
+
+    def _count(self, message: Message) -> Message:
+        receipt = getattr(message, "agentcloud", None)
+        if receipt is not None:
+            self.usage.add(receipt)
+            if not receipt.cached:
+                self.attempts.charge(receipt.attempts - 1)
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedSender:
+    """Calls with one routing: the `Sender` of loops and structured outputs."""
+
+    calls: Calls
+    routing: Routing
+
+    async def send(self, params: dict[str, Any]) -> Message:
+        """Send a request and wait for its answer."""
+        return await self.calls.create(params, self.routing)
+
+    def spend_attempt(self, why: str, last: str | None = None) -> None:
+        """Spend one of the task's extra attempts."""
+        self.calls.attempts.spend(why, last=last)
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    """Raise the `BackendError` behind anthropic's exception: it says more, and pickles."""
+    try:
+        yield
+    except anthropic.APIError as error:
+        if isinstance(error.__cause__, BackendError):
+            raise error.__cause__ from None
+        raise
