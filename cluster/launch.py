@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +11,14 @@ import psutil
 from ray.util.placement_group import PlacementGroup
 
 from agentcloud.cluster.config import LocalModel
-from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.degrees import Hardware, Workload
-from agentcloud.cluster.engine_settings import model_folder
+from agentcloud.cluster.engine_settings import engine_settings, model_folder
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.placement import NodeGpus, place
 from agentcloud.cluster.placement_ray import actor_options, create_placement_group, ray_nodes
 from agentcloud.cluster.plan import make_plan
 from agentcloud.cluster.plan_data import cpu_share, gpu_kind, model_shape
-from agentcloud.cluster.replica import Replica
+from agentcloud.cluster.replica import start_replica
 
 _GIB = 1 << 30
 #: More sequences than this are not planned at full context: real prompts are shorter.
@@ -108,13 +108,13 @@ async def launch_replica(name: str, model: str, settings: LocalModel) -> Launche
     """
     nodes = ray_nodes()
     degrees = degrees_of(model, settings, nodes)
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": RAY_NAMESPACE,
-        "lifetime": "detached",
-        "num_cpus": settings.cpus,
-    }
-    group = None
+    engine = engine_settings(
+        model,
+        settings,
+        tensor_parallel=degrees.tensor_parallel,
+        cores=sorted(os.sched_getaffinity(0)),
+    )
+    group, options = None, {"num_cpus": settings.cpus}
     if settings.gpu is not None:
         placement = place(
             degrees.tensor_parallel, degrees.pipeline_parallel, nodes, actor_cpus=settings.cpus
@@ -122,8 +122,5 @@ async def launch_replica(name: str, model: str, settings: LocalModel) -> Launche
         group = await asyncio.to_thread(
             create_placement_group, placement, name=name, lifetime="detached"
         )
-        options |= actor_options(placement, group, actor_cpus=settings.cpus)
-    actor = Replica.options(**options).remote(
-        name, model, settings, tensor_parallel=degrees.tensor_parallel
-    )
-    return Launched(actor, group, degrees)
+        options = actor_options(placement, group, actor_cpus=settings.cpus)
+    return Launched(start_replica(name, engine, **options), group, degrees)
