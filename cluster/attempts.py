@@ -1,0 +1,285 @@
+"""Pure: one call over all its sends: what to ask for, what to settle, what the receipt says.
+
+inference.py does what this decides; no I/O and no waiting here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+from anthropic.types import Usage
+
+from agentcloud.cluster.catalog import Catalog
+from agentcloud.cluster.config import Retry
+from agentcloud.cluster.contracts import (
+    Call,
+    EndpointKind,
+    Lease,
+    LeaseRequest,
+    Outcome,
+    Params,
+    Receipt,
+    Routing,
+    Settlement,
+    Timings,
+    TokenUsage,
+)
+from agentcloud.cluster.errors import BackendError, CallTimeout
+from agentcloud.cluster.gpu_share import GpuShare
+from agentcloud.cluster.prices import gpu_seconds_usd
+from agentcloud.cluster.retry import Decision, Elsewhere, decide, is_unusable
+from agentcloud.cluster.sizing import estimated_input_tokens, needs_of
+
+_ZERO = Decimal(0)
+_NO_HEADERS: Mapping[str, str] = {}
+
+
+@dataclass(slots=True)
+class Send:
+    """One send under its lease.
+
+    Attributes:
+        sent_s: when it was sent, on the caller's clock.
+        share: its endpoint's meter of GPU time; None for hosted endpoints.
+        mark: where the meter stood.
+    """
+
+    lease: Lease
+    call: Call
+    sent_s: float
+    share: GpuShare | None
+    mark: float
+
+
+class Attempts:
+    """One call: its sends, what they cost, how long they waited."""
+
+    def __init__(
+        self,
+        call_id: str,
+        model: str,
+        params: Params,
+        routing: Routing,
+        *,
+        retry: Retry,
+        catalog: Catalog,
+        rng: random.Random,
+        now_s: float,
+        holder: str = "",
+        max_output_tokens: int | None = None,
+    ) -> None:
+        """Begin a call.
+
+        Args:
+            call_id: unique; later sends append their number to it.
+            model: model or tier, aliases resolved.
+            params: as given by the caller.
+            routing: as given by the caller.
+            retry: fleet.yaml's `retry:`.
+            catalog: prices.
+            rng: jitter of backoffs.
+            now_s: the clock at the caller's request.
+            holder: who holds the leases.
+            max_output_tokens: in place of the request's `max_tokens`.
+        """
+        self._call_id = call_id
+        self._retry = retry
+        self._catalog = catalog
+        self._rng = rng
+        self._began_s = now_s
+        self._routing = routing
+        self._request = LeaseRequest(
+            call_id=call_id,
+            model=model,
+            input_tokens=estimated_input_tokens(params),
+            max_output_tokens=max_output_tokens or params["max_tokens"],
+            needs=needs_of(params),
+            routing=routing,
+            holder=holder,
+        )
+        self._queue_s = 0.0
+        self._spent_usd = _ZERO
+        self._spent_unknown = False
+        self._rest_until_s: dict[str, float] = {}
+        self.attempt = 0
+
+    def __repr__(self) -> str:
+        return f"Attempts({self._call_id}, attempt={self.attempt}, spent={self._spent_usd})"
+
+    def left_s(self, now_s: float) -> float | None:
+        """Seconds to the deadline; None without one.
+
+        Raises:
+            CallTimeout: it has passed.
+        """
+        deadline_s = self._routing.deadline_s
+        if deadline_s is None:
+            return None
+        left_s = self._began_s + deadline_s - now_s
+        if left_s <= 0:
+            raise CallTimeout(
+                f"the deadline of {deadline_s:g} s passed before an answer; give more time, or "
+                f"policy: latency",
+                timeout_s=deadline_s,
+            )
+        return left_s
+
+    def next_request(self, now_s: float) -> LeaseRequest:
+        """The request for the next send's lease.
+
+        Raises:
+            CallTimeout: the deadline has passed.
+        """
+        left_s = self.left_s(now_s)
+        self.attempt += 1
+        if self.attempt == 1:
+            return self._request
+        return replace(
+            self._request,
+            call_id=f"{self._call_id}.{self.attempt}",
+            attempt=self.attempt,
+            avoid=frozenset(self._rest_until_s),
+            routing=replace(self._routing, deadline_s=left_s),
+        )
+
+    def rest_s(self, lease: Lease, now_s: float) -> float:
+        """Seconds that a leased endpoint must still rest after failing this very call."""
+        return max(0.0, self._rest_until_s.get(lease.endpoint.name, now_s) - now_s)
+
+    def leased(self, lease: Lease, params: Params, asked_s: float, now_s: float) -> Call:
+        """What to send under the lease that was asked for at `asked_s`."""
+        self._queue_s += now_s - asked_s
+        timeout_s = self._routing.timeout_s or self._retry.timeout_s
+        left_s = self.left_s(now_s)
+        return Call(
+            call_id=lease.call_id,
+            params=params,
+            timeout_s=timeout_s if left_s is None else min(timeout_s, left_s),
+        )
+
+    def succeeded(
+        self,
+        send: Send,
+        model: str,
+        usage: Usage,
+        timings: Timings,
+        headers: Mapping[str, str],
+        now_s: float,
+    ) -> tuple[Settlement, Receipt]:
+        """Settle an answered send and write the call's receipt."""
+        lease = send.lease
+        endpoint = lease.endpoint
+        share_s = _share_s(send, now_s)
+        served_by = model if self._catalog.find(model) is not None else endpoint.model
+        if endpoint.kind is EndpointKind.HOSTED:
+            cost_usd = self._catalog.cost_usd(served_by, usage)
+        else:
+            cost_usd = gpu_seconds_usd(share_s, 1, endpoint.usd_per_hour)
+        tokens = token_usage(usage)
+        full = replace(timings, queue_s=self._queue_s, total_s=now_s - self._began_s)
+        receipt = Receipt(
+            call_id=self._call_id,
+            endpoint=endpoint.name,
+            model=served_by if endpoint.kind is EndpointKind.HOSTED else endpoint.model,
+            kind=endpoint.kind,
+            reason=lease.reason,
+            cost_usd=(
+                None if cost_usd is None or self._spent_unknown else cost_usd + self._spent_usd
+            ),
+            attempts=self.attempt,
+            usage=tokens,
+            timings=full,
+            spent_elsewhere_usd=self._spent_usd,
+        )
+        settlement = Settlement(
+            lease_id=lease.lease_id,
+            outcome=Outcome.OK,
+            usage=tokens,
+            cost_usd=cost_usd,
+            timings=replace(timings, queue_s=lease.queued_s, total_s=now_s - send.sent_s),
+            limit_headers=headers,
+        )
+        return settlement, receipt
+
+    def failed(
+        self, send: Send, error: BackendError, now_s: float, *, delivered: bool = False
+    ) -> tuple[Settlement, Decision]:
+        """Settle a failed send and say what to do next.
+
+        Args:
+            send: the send.
+            error: what the endpoint raised.
+            now_s: the clock.
+            delivered: part of the answer has reached the caller.
+        """
+        endpoint = send.lease.endpoint
+        _share_s(send, now_s)
+        if error.endpoint is None:
+            error.endpoint = endpoint.name
+        # A local failure costs nothing; a hosted answer that was lost may have cost its worst.
+        unknown = error.maybe_paid and endpoint.kind is EndpointKind.HOSTED
+        self._spent_unknown = self._spent_unknown or unknown
+        decision = decide(
+            error,
+            self.attempt,
+            now_s - self._began_s,
+            self._retry,
+            self._rng,
+            max_attempts=self._routing.max_attempts,
+            deadline_s=self._routing.deadline_s,
+            delivered=delivered,
+        )
+        if isinstance(decision, Elsewhere):
+            self._rest_until_s[endpoint.name] = now_s + decision.same_after_s
+        settlement = Settlement(
+            lease_id=send.lease.lease_id,
+            outcome=Outcome.UNKNOWN if unknown else Outcome.FAILED,
+            cost_usd=None if unknown else _ZERO,
+            timings=Timings(queue_s=send.lease.queued_s, total_s=now_s - send.sent_s),
+            error_kind=error.kind,
+            retry_after_s=getattr(error, "retry_after_s", None),
+            limit_headers=error.headers,
+            unusable=is_unusable(error),
+        )
+        return settlement, decision
+
+    def abandoned(
+        self, send: Send, now_s: float, usage: Mapping[str, Any] | None = None
+    ) -> Settlement:
+        """Settle a send that its caller gave up.
+
+        A hosted one may have cost anything up to its reservation, which stays charged; a local
+        one costs the GPU time it took.
+        """
+        endpoint = send.lease.endpoint
+        share_s = _share_s(send, now_s)
+        hosted = endpoint.kind is EndpointKind.HOSTED
+        return Settlement(
+            lease_id=send.lease.lease_id,
+            outcome=Outcome.UNKNOWN if hosted else Outcome.CANCELLED,
+            usage=None if usage is None else token_usage(Usage.model_validate(usage)),
+            cost_usd=None if hosted else gpu_seconds_usd(share_s, 1, endpoint.usd_per_hour),
+            timings=Timings(queue_s=send.lease.queued_s, total_s=now_s - send.sent_s),
+        )
+
+    def unsent(self, lease: Lease) -> Settlement:
+        """Settle a lease under which nothing was sent, or nothing that costs."""
+        return Settlement(lease_id=lease.lease_id, outcome=Outcome.CANCELLED, cost_usd=_ZERO)
+
+
+def token_usage(usage: Usage) -> TokenUsage:
+    """The API's usage as ours."""
+    return TokenUsage(
+        input_tokens=usage.input_tokens,
+        cache_write_tokens=usage.cache_creation_input_tokens or 0,
+        cache_read_tokens=usage.cache_read_input_tokens or 0,
+        output_tokens=usage.output_tokens,
+    )
+
+
+def _share_s(send: Send, now_s: float) -> float:
+    return 0.0 if send.share is None else send.share.end(send.mark, now_s)

@@ -1,0 +1,274 @@
+"""Doing: lease -> call -> settle. The only transport retry loop.
+
+Every lease that was granted is settled exactly once, however its send ends: answered, failed,
+cancelled, or given up in mid-stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from agentcloud.cluster.attempts import Attempts, Send
+from agentcloud.cluster.catalog import load_catalog
+from agentcloud.cluster.clock import Clock, SystemClock
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.contracts import (
+    Call,
+    Endpoint,
+    EndpointKind,
+    EndpointSpec,
+    Lease,
+    Params,
+    Routing,
+    SchedulerPort,
+)
+from agentcloud.cluster.conversation import for_signer, mark_message, signer_of
+from agentcloud.cluster.errors import (
+    BackendError,
+    CallTimeout,
+    InvalidRequest,
+    NoEndpoint,
+)
+from agentcloud.cluster.gpu_share import GpuShare
+from agentcloud.cluster.inference_stream import InferenceStream
+from agentcloud.cluster.message import RoutedMessage, with_receipt
+from agentcloud.cluster.retry import Fail
+
+T = TypeVar("T")
+
+_DEFAULT_ROUTING: Final = Routing()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A send that is about to happen: its record, its endpoint, and who signs there."""
+
+    send: Send
+    endpoint: Endpoint
+    signer: str
+
+
+class Inference:
+    """Serves calls by any endpoint of the fleet; one object a process, for any number of calls."""
+
+    def __init__(
+        self,
+        scheduler: SchedulerPort,
+        endpoints: Callable[[EndpointSpec], Endpoint],
+        config: FleetConfig,
+        clock: Clock | None = None,
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
+        """Nothing is opened before the first call.
+
+        Args:
+            scheduler: who hands out leases.
+            endpoints: opens an endpoint; asked once for every spec.
+            config: fleet.yaml.
+            clock: the time seam; None: the machine's.
+            rng: source of jitter; None: seeded by the machine.
+        """
+        self.config = config
+        self._scheduler = scheduler
+        self._open = endpoints
+        self._endpoints: dict[EndpointSpec, tuple[Endpoint, str]] = {}
+        self._shares: dict[str, GpuShare] = {}
+        self._clock = clock or SystemClock()
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._catalog = load_catalog().with_overrides(config.hosted)
+        # Names that a request's model may resolve to, for one clear error before any lease.
+        tiers = {self._catalog.entries[name].tier for name in config.hosted}
+        tiers |= {model.tier for model in config.models.values()}
+        self._names = frozenset({*config.models, *config.hosted, *tiers})
+        self._resolved: dict[str, str] = {}
+        self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._call_prefix = f"call-{secrets.token_hex(6)}"
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        return f"Inference({', '.join(sorted(self._names))}; open={len(self._endpoints)})"
+
+    async def create(self, params: Params, routing: Routing = _DEFAULT_ROUTING) -> RoutedMessage:
+        """Serve one call and wait for the whole answer.
+
+        Args:
+            params: of the Messages API, JSON-able, without `stream`.
+            routing: what agentcloud adds.
+
+        Returns:
+            The answer, its receipt at `message.agentcloud`.
+
+        Raises:
+            BackendError: no attempt succeeded; the last one's error.
+            NoEndpoint: nothing can ever serve the request.
+            BudgetExceeded: its worst case would pass a cap.
+        """
+        run = self.begin(params, routing)
+        while True:
+            opened = await self.lease(run, params)
+            send = opened.send
+            try:
+                answer = await opened.endpoint.create(send.call)
+            except BackendError as error:
+                await self.after_failure(run, send, error)
+                continue
+            except BaseException:
+                self._scheduler.settle(run.abandoned(send, self._clock.now()))
+                raise
+            message = answer.message
+            mark_message(message.content, opened.signer)
+            settlement, receipt = run.succeeded(
+                send,
+                message.model,
+                message.usage,
+                answer.timings,
+                answer.limit_headers,
+                self._clock.now(),
+            )
+            self._scheduler.settle(settlement)
+            return with_receipt(message, receipt)
+
+    def stream(self, params: Params, routing: Routing = _DEFAULT_ROUTING) -> InferenceStream:
+        """Serve one call as raw events: `async with` it, iterate, then read its `receipt`.
+
+        Until its first content event a stream is retried like any call; after it never: it ends
+        in `StreamBroken`.
+        """
+        return InferenceStream(self, self._scheduler, self._clock, params, routing)
+
+    async def count_tokens(self, params: Params, routing: Routing = _DEFAULT_ROUTING) -> int:
+        """Tokens of the prompt, as an endpoint able to serve it counts them.
+
+        Raises:
+            BackendError: no attempt succeeded.
+            NoEndpoint: nothing can ever serve the request.
+        """
+        run = self.begin(params, routing, max_output_tokens=1)
+        while True:
+            opened = await self.lease(run, params)
+            try:
+                tokens = await opened.endpoint.count_tokens(opened.send.call.params)
+            except BackendError as error:
+                await self.after_failure(run, opened.send, error)
+                continue
+            except BaseException:
+                self._release(run, opened.send)
+                raise
+            self._release(run, opened.send)
+            return tokens
+
+    async def close(self) -> None:
+        """Close every endpoint; calls in flight are aborted."""
+        endpoints, self._endpoints = list(self._endpoints.values()), {}
+        for endpoint, _ in endpoints:
+            await endpoint.close()
+
+    def begin(
+        self, params: Params, routing: Routing, *, max_output_tokens: int | None = None
+    ) -> Attempts:
+        """Check a request and begin its call.
+
+        Raises:
+            InvalidRequest: it lacks what every request needs.
+            NoEndpoint: its model maps to nothing of this fleet.
+        """
+        required = (
+            ("model", "messages") if max_output_tokens else ("model", "messages", "max_tokens")
+        )
+        if missing := [key for key in required if key not in params]:
+            raise InvalidRequest(f"the request lacks {', '.join(missing)}")
+        return Attempts(
+            f"{self._call_prefix}-{next(self._numbers)}",
+            self._resolve(routing.tier or params["model"]),
+            params,
+            routing,
+            retry=self.config.retry,
+            catalog=self._catalog,
+            rng=self._rng,
+            now_s=self._clock.now(),
+            holder=self._holder,
+            max_output_tokens=max_output_tokens,
+        )
+
+    async def lease(self, run: Attempts, params: Params) -> Opened:
+        """Wait for the next send's lease and make the send ready."""
+        asked_s = self._clock.now()
+        request = run.next_request(asked_s)
+        left_s = request.routing.deadline_s
+        if left_s is None:
+            lease = await self._scheduler.acquire(request)
+        else:
+            try:
+                async with asyncio.timeout(left_s):
+                    lease = await self._scheduler.acquire(request)
+            except TimeoutError:
+                raise CallTimeout(
+                    f"no endpoint was free within {left_s:.3g} s; give more time or add capacity",
+                    timeout_s=left_s,
+                ) from None
+        try:
+            if rest_s := run.rest_s(lease, self._clock.now()):
+                await self._clock.sleep(rest_s)
+            return self._ready(run, lease, params, asked_s)
+        except BaseException:
+            self._scheduler.settle(run.unsent(lease))
+            raise
+
+    def _ready(self, run: Attempts, lease: Lease, params: Params, asked_s: float) -> Opened:
+        spec = lease.endpoint
+        if (known := self._endpoints.get(spec)) is None:
+            account = self.config.accounts[spec.account] if spec.account else None
+            signer = signer_of(spec, account.base_url if account else None)
+            known = self._endpoints[spec] = self._open(spec), signer
+        endpoint, signer = known
+        messages = for_signer(params["messages"], signer)
+        now_s = self._clock.now()
+        call: Call = run.leased(
+            lease, {**params, "model": spec.model, "messages": messages}, asked_s, now_s
+        )
+        share = mark = None
+        if spec.kind is EndpointKind.LOCAL:
+            share = self._shares.setdefault(spec.name, GpuShare())
+            mark = share.begin(now_s)
+        return Opened(Send(lease, call, now_s, share, mark or 0.0), endpoint, signer)
+
+    async def after_failure(self, run: Attempts, send: Send, error: BackendError) -> None:
+        """Settle a failed send; return when the next may be tried.
+
+        Raises:
+            BackendError: the error, where there is to be no other send.
+        """
+        settlement, decision = run.failed(send, error, self._clock.now())
+        self._scheduler.settle(settlement)
+        if isinstance(decision, Fail):
+            raise error
+        if decision.wait_s > 0:
+            await self._clock.sleep(decision.wait_s)
+
+    def _release(self, run: Attempts, send: Send) -> None:
+        """Give a lease back under which nothing was sent that costs."""
+        if send.share is not None:
+            send.share.end(send.mark, self._clock.now())
+        self._scheduler.settle(run.unsent(send.lease))
+
+    def _resolve(self, model: str) -> str:
+        resolved = self._resolved.get(model)
+        if resolved is None:
+            resolved = self.config.resolve(model)
+            if resolved not in self._names:
+                raise NoEndpoint(
+                    f"no model or tier {model!r} in this fleet (there are: "
+                    f"{', '.join(sorted(self._names))}); ask for one of these or map the name "
+                    f"under aliases: in fleet.yaml"
+                )
+            self._resolved[model] = resolved
+        return resolved
