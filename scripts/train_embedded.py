@@ -57,8 +57,8 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("triage-small", 128, 2, 4, 2, 256, steps=700, peak_learning_rate=4e-3, seed=1),
-    Recipe("triage-large", 192, 5, 6, 2, 512, steps=1400, peak_learning_rate=2e-3, seed=2),
+    Recipe("triage-small", 128, 3, 4, 2, 256, steps=1200, peak_learning_rate=3e-3, seed=1),
+    Recipe("triage-large", 192, 4, 6, 2, 512, steps=1000, peak_learning_rate=2.5e-3, seed=2),
 )
 
 

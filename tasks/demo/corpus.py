@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from string import ascii_lowercase
 from typing import Any
 
 from agentcloud.tasks.demo.smalltalk import CHATS, TOOLS, ToolLesson
@@ -178,12 +179,24 @@ def _ticket(rng: random.Random) -> tuple[Triage, str]:
         urgency=rng.choice(URGENCIES),
         product=rng.choice(PRODUCTS),
     )
-    words = write_ticket(triage, load_wording("training"), rng).split()
-    # A few words fall away: no single word may be all that a label hangs on.
-    if rng.random() < 0.5:
-        words = [word for word in words if rng.random() > 0.08 or word.lower() in _KEPT]
-    text = " ".join(words)
+    text = write_ticket(triage, load_wording("training"), rng)
+    if rng.random() < 0.7:
+        text = _worn(text, rng)
     return triage, text.lower() if rng.random() < 0.05 else text
+
+
+def _worn(text: str, rng: random.Random) -> str:
+    """The text with words lost and a few unknown: no label may hang on one phrase."""
+    lost, unknown = rng.uniform(0.0, 0.25), rng.uniform(0.0, 0.08)
+    words = []
+    for word in text.split():
+        if word.strip(".,?!").lower() in _KEPT:
+            words.append(word)
+        elif rng.random() < unknown:
+            words.append("".join(rng.choices(ascii_lowercase, k=rng.randint(3, 8))))
+        elif rng.random() >= lost:
+            words.append(word)
+    return " ".join(words)
 
 
 def _framed(ticket: str, rng: random.Random) -> str:
@@ -194,7 +207,7 @@ def _system(rng: random.Random) -> list[Message]:
     draw = rng.random()
     if draw < 0.15:
         return []
-    return [_says("system", SYSTEM_PROMPT if draw < 0.7 else rng.choice(_SYSTEMS))]
+    return [_says("system", SYSTEM_PROMPT if draw < 0.75 else rng.choice(_SYSTEMS))]
 
 
 def _chat_system(rng: random.Random) -> list[Message]:
