@@ -22,6 +22,7 @@ class Call:
         digest: 32 bytes that depend on the content of the request only.
         output_budget_tokens: the most that may be generated.
         thinks: whether the answer starts with thinking.
+        hides_thinking: whether that thinking's text is left out.
         signer: signs thinking blocks.
     """
 
@@ -30,6 +31,7 @@ class Call:
     digest: bytes
     output_budget_tokens: int
     thinks: bool
+    hides_thinking: bool
     signer: Signer
 
 

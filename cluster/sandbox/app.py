@@ -156,7 +156,9 @@ class SandboxApp:
         return _json_response(model_info(*found), self._core.new_id("req"))
 
     async def _state(self, request: web.BaseRequest) -> web.StreamResponse:
-        return _json_response(self._core.state(), self._core.new_id("req"))
+        last = request.query.get("last", "")
+        state = self._core.state(int(last) if last.isdecimal() else None)
+        return _json_response(state, self._core.new_id("req"))
 
     async def _reset(self, request: web.BaseRequest) -> web.StreamResponse:
         self._core.reset()

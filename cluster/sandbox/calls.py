@@ -83,13 +83,16 @@ class CallLog:
             self._outcomes[record.outcome] += 1
             self._statuses[str(record.status)] += 1
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything, JSON-able."""
+    def as_dict(self, last: int | None = None) -> dict[str, Any]:
+        """The totals and the `last` calls (None: all that are remembered), JSON-able."""
+        calls = list(self.calls)
+        if last is not None:
+            calls = calls[max(0, len(calls) - last) :]
         return {
             "count": self.count,
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,
             "outcomes": dict(self._outcomes),
             "statuses": dict(self._statuses),
-            "calls": [asdict(record) for record in self.calls],
+            "calls": [asdict(record) for record in calls],
         }

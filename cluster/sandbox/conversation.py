@@ -146,37 +146,40 @@ def _require(block: Mapping[str, Any], field: str, kind: type, where: str) -> No
 
 
 def _check_tool_pairs(messages: list[Mapping[str, Any]]) -> None:
-    """Every `tool_use` is answered at once, and nothing else is."""
+    """Every `tool_use` is answered in the next turn, and nothing else is.
+
+    Messages of one role in a row are one turn, as the API joins them.
+    """
     asked: list[str] = []
     seen: set[str] = set()
-    last_role = ""
+    asked_in = 0
+    turn = ""
     for index, message in enumerate(messages):
         content, role = message["content"], message["role"]
         blocks = content if isinstance(content, list) else []
-        if role == "assistant":
-            if last_role != "assistant":
-                _check_answered(asked, index - 1)
-                asked = []
-            for block in blocks:
-                if block.get("type") == "tool_use":
-                    if block["id"] in seen:
-                        raise invalid(f"messages.{index}", "`tool_use` ids must be unique")
-                    seen.add(block["id"])
-                    asked.append(block["id"])
-        elif role == "user":
-            results = [b["tool_use_id"] for b in blocks if b.get("type") == "tool_result"]
-            for result in results:
-                if result not in asked:
+        if role == "assistant" and turn != "assistant":
+            # The user's turn is over: whatever it left unanswered stays so.
+            _check_answered(asked, asked_in)
+            asked = []
+        for block in blocks:
+            kind = block.get("type")
+            if kind == "tool_use":
+                if block["id"] in seen:
+                    raise invalid(f"messages.{index}", "`tool_use` ids must be unique")
+                seen.add(block["id"])
+                asked.append(block["id"])
+                asked_in = index
+            elif kind == "tool_result":
+                if block["tool_use_id"] not in asked:
                     raise invalid(
                         f"messages.{index}.content",
-                        f"unexpected `tool_use_id` found in `tool_result` blocks: {result}. Each "
-                        "`tool_result` block must have a corresponding `tool_use` block in the "
-                        "previous message.",
+                        "unexpected `tool_use_id` found in `tool_result` blocks: "
+                        f"{block['tool_use_id']}. Each `tool_result` block must have a "
+                        "corresponding `tool_use` block in the previous message.",
                     )
-            asked = [use for use in asked if use not in results]
-            _check_answered(asked, index - 1)
-        last_role = role
-    _check_answered(asked, len(messages) - 1)
+                asked.remove(block["tool_use_id"])
+        turn = turn if role == "system" else role
+    _check_answered(asked, asked_in)
 
 
 def _check_answered(asked: list[str], index: int) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
 from agentcloud.cluster.clock import Clock, SystemClock
 from agentcloud.cluster.sandbox.answers import Answer, Call, Responder, cut
@@ -89,13 +90,13 @@ class SandboxCore:
             self._limits[key] = limits
         return limits
 
-    def state(self) -> dict[str, Any]:
-        """What GET /sandbox/state answers."""
+    def state(self, last: int | None = None) -> dict[str, Any]:
+        """What GET /sandbox/state answers; `last` limits the calls listed."""
         now_s = self.clock.now()
         buckets: dict[str, dict[str, Any]] = {}
         for (account, family), limits in self._limits.items():
             buckets.setdefault(account, {})[family] = limits.remaining(now_s)
-        return {"buckets": buckets, "faults_queued": self.faults.queued, **self.calls.as_dict()}
+        return {"buckets": buckets, "faults_queued": self.faults.queued, **self.calls.as_dict(last)}
 
     def count(self, body: bytes, record: CallRecord) -> int:
         """Tokens of a prompt.
@@ -184,9 +185,10 @@ class SandboxCore:
             Call(
                 params=params,
                 model=model,
-                digest=hashlib.sha256(to_json(content)).digest(),
+                digest=hashlib.sha256(_canonical(content)).digest(),
                 output_budget_tokens=budget,
                 thinks=self._thinks(params, spec),
+                hides_thinking=_hides_thinking(params, spec),
                 signer=self.signer,
             )
         )
@@ -198,6 +200,16 @@ class SandboxCore:
         if params.get("thinking") is not None:
             return thinks(params)
         return self.config.think_by_default and spec.thinks_by_default
+
+
+def _hides_thinking(params: Mapping[str, Any], spec: ModelSpec) -> bool:
+    display = (params.get("thinking") or {}).get("display")
+    return spec.hides_thinking if display is None else bool(display == "omitted")
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    # Clients differ in the order of keys between their own methods; the content is the same.
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def parse_body(body: bytes) -> dict[str, Any]:

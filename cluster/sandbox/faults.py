@@ -20,6 +20,12 @@ _ERRORS = {
     FaultKind.TIMEOUT: ("timeout_error", "The request timed out"),
     FaultKind.BILLING: ("billing_error", "Your credit balance is too low"),
     FaultKind.PERMISSION: ("permission_error", "Your key lacks permission for this resource"),
+    FaultKind.SPEND_LIMIT: (
+        "invalid_request_error",
+        "You have reached your specified API usage limits",
+    ),
+    FaultKind.AUTHENTICATION: ("authentication_error", "invalid x-api-key"),
+    FaultKind.CONFLICT: ("conflict_error", "Another request is changing this resource"),
 }
 
 

@@ -32,6 +32,7 @@ class ModelSpec(_Settings):
         min_cache_tokens: shorter prompts are silently not cached.
         thinking: accepted values of `thinking.type`.
         thinks_by_default: the real model thinks when `thinking` is not given.
+        hides_thinking: `thinking.display` is `omitted` unless given: blocks have empty texts.
         forced_tools: whether `tool_choice` may be `any` or `tool`.
         prefill: whether a conversation may end with an assistant message.
     """
@@ -47,6 +48,7 @@ class ModelSpec(_Settings):
         {"enabled", "disabled"}
     )
     thinks_by_default: bool = False
+    hides_thinking: bool = False
     forced_tools: bool = True
     prefill: bool = True
 
@@ -97,6 +99,9 @@ class FaultKind(StrEnum):
     TIMEOUT = "timeout"
     BILLING = "billing"
     PERMISSION = "permission"
+    SPEND_LIMIT = "spend_limit"
+    AUTHENTICATION = "authentication"
+    CONFLICT = "conflict"
     STREAM_ERROR = "stream_error"
     CUT_BEFORE_HEADERS = "cut_before_headers"
     CUT_MID_BODY = "cut_mid_body"

@@ -67,7 +67,7 @@ def _thinking(call: Call, rng: Random) -> Block:
     text = f"[synthetic thinking] {' '.join(rng.choices(WORDS, k=8))}."
     tokens = counting.text_tokens(text)
     # Hidden thinking costs what it would cost shown.
-    shown = "" if (call.params.get("thinking") or {}).get("display") == "omitted" else text
+    shown = "" if call.hides_thinking else text
     signature = call.signer.sign(shown, call.digest[8:16])
     return Block("thinking", shown, {"signature": signature}, tokens)
 
