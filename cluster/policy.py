@@ -96,6 +96,7 @@ def reason(
     policy: Policy,
     deadline_left_s: float | None,
     peer: str = "",
+    usd_per_hour_waited: float = 1.0,
 ) -> str:
     """Why `chosen` was taken, for a person.
 
@@ -105,7 +106,8 @@ def reason(
         able: endpoints able to serve the request, all members of the classes counted.
         policy: the policy it was chosen under.
         deadline_left_s: seconds left, None without a deadline.
-        peer: words on how it was picked among its equals, e.g. `replica:small:1 busier`.
+        peer: words on how it was picked among its equals.
+        usd_per_hour_waited: as given to `choose`; it picks the runner-up to name.
     """
     candidate = candidates[chosen]
     total_s = candidate.wait_s + candidate.service_s
@@ -117,7 +119,7 @@ def reason(
     if peer:
         parts.append(peer)
     if len(candidates) > 1:
-        usd_per_s = TIME_WEIGHT[policy] / 3600.0
+        usd_per_s = usd_per_hour_waited * TIME_WEIGHT[policy] / 3600.0
         other = min(
             (each for index, each in enumerate(candidates) if index != chosen),
             key=lambda each: score_usd(each, usd_per_s),

@@ -150,10 +150,7 @@ class Predictor:
         else:
             # A wire that never tells the first token has it inside its time per token.
             ttft_s = 0.0 if known else PRIOR_TTFT_S
-        if known:
-            per_token_s = self.per_token.at(running) * slowness
-        else:
-            per_token_s = PRIOR_PER_TOKEN_S
+        per_token_s = self.per_token.at(running) * slowness if known else PRIOR_PER_TOKEN_S
         return Estimate(ttft_s, ttft_s + per_token_s * output_tokens, ttft_known, known)
 
     def __repr__(self) -> str:

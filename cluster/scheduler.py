@@ -1,0 +1,413 @@
+"""Pure: the scheduler as one synchronous state machine, no I/O.
+
+It decides for every call where it runs and holds slot, rate-limit tokens and money for it. The
+shells around it (`scheduler_actor.py` on Ray, `LocalScheduler` in a process) deliver what `poll`
+returns. Not thread-safe: a shell calls it from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final
+
+from agentcloud.cluster.budget import ZERO, BudgetNode, BudgetTree, exceeded
+from agentcloud.cluster.circuit import Standing
+from agentcloud.cluster.clock import Clock
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.contracts import (
+    BudgetState,
+    EndpointSpec,
+    Lease,
+    LeaseRequest,
+    LoadReport,
+    Settlement,
+)
+from agentcloud.cluster.dispatch import Dispatcher
+from agentcloud.cluster.errors import AgentCloudError, NoEndpoint
+from agentcloud.cluster.leases import Expired, LeaseBook
+from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.registry import Pricer, Registry
+from agentcloud.cluster.standing import Totals, describe, limits_snapshot
+from agentcloud.cluster.waiting import Waiter
+from agentcloud.cluster.weighing import Choice, explain
+
+#: An endpoint that is down for so long is given up: those that wait for nothing else are refused.
+DOWN_PATIENCE_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A request got its lease."""
+
+    lease: Lease
+    holder: str
+
+    @property
+    def call_id(self) -> str:
+        """The call it is for."""
+        return self.lease.call_id
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request will never get a lease."""
+
+    call_id: str
+    holder: str
+    error: AgentCloudError
+
+
+Decision = Granted | Refused
+
+
+class SchedulerCore:
+    """Where every call runs: submit requests, poll decisions, settle leases.
+
+    Guarantees: a lease holds its worst case at every budget of its path and at its account's
+    limits; at each endpoint requests are served first come first served within a priority; a
+    request that waits for one endpoint never holds up a request that another can serve; a lease
+    that nobody settles ends.
+    """
+
+    def __init__(
+        self,
+        config: FleetConfig,
+        pricer: Pricer,
+        clock: Clock,
+        rng: random.Random,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
+        """Start with no endpoints.
+
+        Args:
+            config: fleet.yaml.
+            pricer: the catalogue, with fleet.yaml's overrides.
+            clock: only `now` is used.
+            rng: names this scheduler's leases apart from those of one before it.
+            wall: seconds since 1970, to read the dates of limit headers; None: they are ignored.
+        """
+        self._clock = clock
+        self._wall = wall
+        self._registry = Registry(config, pricer)
+        self._budgets = BudgetTree(config.fleet_budget_usd)
+        self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
+        self._dispatcher = Dispatcher(self._registry, self._conclude, self._refuse_unable)
+        self._waiters: dict[str, Waiter] = {}
+        self._parked: deque[Waiter] = deque()
+        self._decisions: list[Decision] = []
+        self._seq = 0
+        self._refused = 0
+
+    @property
+    def config(self) -> FleetConfig:
+        """The fleet.yaml in force."""
+        return self._registry.config
+
+    # -- endpoints
+
+    def configure(self, config: FleetConfig, pricer: Pricer) -> None:
+        """Take another fleet.yaml and its prices."""
+        self._registry.configure(config, pricer)
+        self._budgets.open((), config.fleet_budget_usd)
+
+    def register(self, specs: Iterable[EndpointSpec]) -> None:
+        """Add endpoints, or bring them back with a clean record."""
+        now_s = self._clock.now()
+        for spec in specs:
+            self._dispatcher.freed(self._registry.register(spec, now_s).cls)
+
+    def unregister(self, names: Iterable[str]) -> None:
+        """Forget endpoints; requests that nothing else can serve are refused."""
+        for name in names:
+            self._registry.unregister(name, self._clock.now())
+
+    def report_load(self, loads: Mapping[str, LoadReport]) -> None:
+        """Take load reports in; their `at_s` is overwritten by this clock."""
+        now_s = self._clock.now()
+        self._registry.report(
+            {
+                name: LoadReport(
+                    load.running,
+                    load.waiting,
+                    load.kv_used_fraction,
+                    load.tokens_done,
+                    load.prompt_tokens_queued,
+                    load.progress_age_s,
+                    now_s,
+                )
+                for name, load in loads.items()
+            },
+            now_s,
+        )
+
+    def mark_down(self, name: str, why: str) -> None:
+        """Give an endpoint no calls until it is registered again; requests wait for it."""
+        now_s = self._clock.now()
+        self._registry.take_out(name, Standing.DOWN, why, now_s)
+        state = self._registry.endpoints.get(name)
+        if state is not None:
+            self._dispatcher.at(now_s + DOWN_PATIENCE_S, self._give_up, state)
+
+    # -- budgets
+
+    def open_budget(self, path: tuple[str, ...], limit_usd: Decimal | None) -> None:
+        """Create a budget, or change its cap."""
+        self._budgets.open(path, limit_usd)
+        self._unpark()
+
+    def close_budget(self, path: tuple[str, ...]) -> None:
+        """Forget a budget and those below it; what they spent stays charged above."""
+        self._budgets.close(path)
+        self._unpark()
+
+    def budgets(self) -> list[BudgetState]:
+        """All open budgets, the fleet's first."""
+        return self._budgets.states()
+
+    # -- calls
+
+    def submit(self, request: LeaseRequest) -> None:
+        """Ask for a lease; `poll` brings the decision, now or later.
+
+        The same attempt told twice is one request; its open lease is given again.
+        """
+        held = self._leases.held_for(request)
+        if held is not None:
+            self._decisions.append(Granted(held, request.holder))
+            return
+        if request.call_id in self._waiters:
+            return
+        now_s = self._clock.now()
+        deadline_s = request.routing.deadline_s
+        self._seq += 1
+        waiter = Waiter(
+            request,
+            self._seq,
+            now_s,
+            None if deadline_s is None else now_s + deadline_s,
+            self._registry.target(request),
+            request.routing.policy or self.config.policy,
+        )
+        self._waiters[request.call_id] = waiter
+        self._dispatcher.add(waiter)
+
+    def cancel(self, call_id: str) -> bool:
+        """Forget a waiting request; False if it does not wait (its lease must be settled)."""
+        waiter = self._waiters.pop(call_id, None)
+        if waiter is None:
+            return False
+        waiter.decided = True
+        self._dispatcher.remove(waiter)
+        return True
+
+    def settle(self, settlement: Settlement) -> None:
+        """Tell the truth about a lease; an unknown or settled one changes nothing."""
+        now_s = self._clock.now()
+        wall_s = self._wall() if self._wall is not None and settlement.limit_headers else None
+        state = self._leases.settle(settlement, now_s, wall_s)
+        if state is not None:
+            self._slot_freed(state)
+        if self._parked:
+            self._unpark()
+
+    def expire(self) -> list[Expired]:
+        """End leases whose time has passed; their calls should be aborted."""
+        return self._ended(self._leases.expire(self._clock.now()))
+
+    def drop_holder(self, holder: str) -> list[Expired]:
+        """Forget what a dead process waits for, and end its leases."""
+        for call_id, waiter in list(self._waiters.items()):
+            if waiter.request.holder == holder:
+                self.cancel(call_id)
+        return self._ended(self._leases.drop_holder(holder, self._clock.now()))
+
+    def poll(self) -> Sequence[Decision]:
+        """Decide all that can be decided now, each request once."""
+        self._dispatcher.run(self._clock.now())
+        decisions, self._decisions = self._decisions, []
+        return decisions
+
+    def next_wake_s(self) -> float | None:
+        """Clock time at which `expire` and `poll` should be called, without any other event."""
+        times = [
+            at_s
+            for at_s in (self._dispatcher.next_timer_s(), self._leases.next_expiry_s())
+            if at_s is not None
+        ]
+        return min(times) if times else None
+
+    def next_wake_in_s(self) -> float | None:
+        """Seconds until `next_wake_s`, not negative."""
+        wake_s = self.next_wake_s()
+        return None if wake_s is None else max(0.0, wake_s - self._clock.now())
+
+    # -- looking at it
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a decision."""
+        return len(self._waiters)
+
+    @property
+    def inflight(self) -> int:
+        """Leases without a settlement."""
+        return len(self._leases)
+
+    def endpoint(self, name: str) -> EndpointState:
+        """An endpoint's state, to look at."""
+        return self._registry.endpoints[name]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything a person or a dashboard wants to see, JSON-able."""
+        now_s = self._clock.now()
+        totals = self._leases.totals
+        fleet = Totals()
+        return {
+            "endpoints": {
+                name: describe(state, totals.get(name, fleet), now_s)
+                for name, state in sorted(self._registry.endpoints.items())
+            },
+            "gone": {
+                name: each.as_dict(now_s)
+                for name, each in sorted(totals.items())
+                if name not in self._registry.endpoints
+            },
+            "waiting": self.waiting,
+            "waiting_for_budget": len(self._parked),
+            "inflight": self.inflight,
+            "refused": self._refused,
+            "stale_settlements": self._leases.stale_settlements,
+            "limits": limits_snapshot(self._registry, now_s),
+            "budgets": [
+                {
+                    "scope": state.scope,
+                    "limit_usd": None if state.limit_usd is None else str(state.limit_usd),
+                    "spent_usd": str(state.spent_usd),
+                    "reserved_usd": str(state.reserved_usd),
+                    "unknown_usd": str(state.unknown_usd),
+                }
+                for state in self.budgets()
+            ],
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"<SchedulerCore endpoints={len(self._registry.endpoints)} waiting={self.waiting} "
+            f"inflight={self.inflight}>"
+        )
+
+    # -- deciding
+
+    def _conclude(self, waiter: Waiter, choice: Choice) -> bool:
+        """Grant the chosen endpoint, or act on the budget that is in the way."""
+        request = waiter.request
+        option = choice.best.option
+        worst = self._worst_case_usd(request, option.cls.is_local, option.cls.spec.model)
+        path = request.routing.budget
+        obstacle: BudgetNode | None
+        if worst is None:
+            capped = [node for node in self._budgets.nodes(path) if node.limit_usd is not None]
+            obstacle = capped[0] if capped else None
+            worst = ZERO
+        else:
+            obstacle = self._budgets.obstacle(path, worst)
+        if obstacle is not None:
+            self._blocked_by_money(waiter, obstacle, worst)
+            return True
+        now_s = self._clock.now()
+        value_usd = float(self.config.usd_per_hour_waited)
+        assert waiter.group is not None
+        why = explain(choice, waiter.group, waiter, now_s, value_usd)
+        timeout_s = request.routing.timeout_s or self.config.retry.timeout_s
+        lifetime_s = timeout_s + self.config.lease_timeout_s
+        lease = self._leases.grant(
+            request, choice, worst, why, waiter.submitted_s, lifetime_s, now_s
+        )
+        self._decided(waiter)
+        self._decisions.append(Granted(lease, request.holder))
+        return True
+
+    def _worst_case_usd(self, request: LeaseRequest, local: bool, model: str) -> Decimal | None:
+        if local:
+            return ZERO
+        return self._registry.pricer.worst_case_usd(
+            model,
+            request.input_tokens,
+            request.max_output_tokens,
+            cache_ttl=request.cache_ttl,
+        )
+
+    def _blocked_by_money(self, waiter: Waiter, node: BudgetNode, worst: Decimal) -> None:
+        # Four cases: a free endpoint is able (wait for that one alone), the price is unknown
+        # under a cap (refuse), calls in flight hold money that may come back (wait for their
+        # settlements), or it can never fit (refuse).
+        request = waiter.request
+        self._dispatcher.remove(waiter)
+        free = self._registry.options(request, waiter.target, free_only=True)
+        if free and not waiter.free_only:
+            waiter.free_only = True
+            self._dispatcher.add(waiter)
+        elif not worst:
+            self._refuse(
+                waiter,
+                NoEndpoint(
+                    f"the price of {waiter.target!r} is unknown and the budget of {node.scope} is "
+                    f"capped; set `prices:` of the model in fleet.yaml"
+                ),
+            )
+        elif node.may_fit_later(worst):
+            self._parked.append(waiter)
+        else:
+            self._refuse(waiter, exceeded(node))
+
+    def _unpark(self) -> None:
+        """Money came back: those who waited for it try again, before later ones."""
+        parked, self._parked = self._parked, deque()
+        for waiter in reversed(parked):
+            if not waiter.decided:
+                self._dispatcher.add(waiter, first=True)
+
+    def _refuse_unable(self, waiter: Waiter) -> None:
+        self._refuse(waiter, self._registry.refusal(waiter.request, waiter.target))
+
+    def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
+        self._refused += 1
+        self._decided(waiter)
+        self._decisions.append(Refused(waiter.request.call_id, waiter.request.holder, error))
+
+    def _decided(self, waiter: Waiter) -> None:
+        waiter.decided = True
+        self._dispatcher.remove(waiter)
+        self._waiters.pop(waiter.request.call_id, None)
+
+    # -- endpoints' health
+
+    def _ended(self, ended: list[Expired]) -> list[Expired]:
+        for each in ended:
+            self._slot_freed(each.state)
+        if ended and self._parked:
+            self._unpark()
+        return ended
+
+    def _slot_freed(self, state: EndpointState) -> None:
+        self._dispatcher.freed(state.cls)
+        if state.circuit.standing is Standing.COOLING:
+            at_s = max(state.circuit.until_s, self._clock.now())
+            self._dispatcher.at(at_s, self._cooled, state)
+
+    def _cooled(self, state: EndpointState, now_s: float) -> None:
+        state.cls.place(state, now_s)
+        self._dispatcher.freed(state.cls)
+
+    def _give_up(self, state: EndpointState, now_s: float) -> None:
+        name = state.spec.name
+        if self._registry.endpoints.get(name) is state and state.circuit.standing is Standing.DOWN:
+            why = f"down for {DOWN_PATIENCE_S:.0f} s: {state.circuit.why}"
+            self._registry.take_out(name, Standing.UNUSABLE, why, now_s)
+
+    def _take_out_unusable(self, name: str, why: str, now_s: float) -> None:
+        self._registry.take_out(name, Standing.UNUSABLE, why, now_s)

@@ -1,0 +1,331 @@
+"""The Ray actor around the scheduler's core: it delivers, and keeps time.
+
+Each process sends its requests and settlements in batches and has in the same round trip what can
+be decided at once; what must wait reaches it later through one stream per process. A process that
+stays silent for `HOLDER_TIMEOUT_S` is dead: what it waits for is dropped and its leases end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final, TypeVar
+
+import ray
+
+from agentcloud.cluster.catalog import load_catalog
+from agentcloud.cluster.clock import SystemClock
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.contracts import (
+    RAY_NAMESPACE,
+    SCHEDULER_NAME,
+    BudgetState,
+    EndpointKind,
+    EndpointSpec,
+    LeaseRequest,
+    LoadReport,
+    Settlement,
+)
+from agentcloud.cluster.leases import Expired
+from agentcloud.cluster.scheduler import Decision, SchedulerCore
+
+HOLDER_TIMEOUT_S: Final = 15.0
+_KEEP_ALIVE_S: Final = 5.0
+#: Long-lived streams each take one of these.
+_MAX_CALLS: Final = 100_000
+_LONGEST_SLEEP_S: Final = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a process tells in one round trip; settlements are taken in before requests."""
+
+    holder: str
+    requests: list[LeaseRequest] = field(default_factory=list)
+    settlements: list[Settlement] = field(default_factory=list)
+    cancels: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What could be decided at once."""
+
+    decisions: list[Decision]
+
+
+@dataclass(slots=True)
+class _Holder:
+    """A process that asks: when it last spoke, and where its late decisions go."""
+
+    seen_s: float
+    outbox: list[Decision] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None
+    wake: asyncio.Event | None = None
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _control(method: _Method) -> _Method:
+    """Run a method in the group of its own, which calls and streams cannot fill."""
+    decorated: _Method = ray.method(concurrency_group="control")(method)
+    return decorated
+
+
+class Scheduler:
+    """The actor's class: thin, async, restarted by Ray.
+
+    Ray runs each concurrency group of an async actor on an event loop of its own, in its own
+    thread: every use of the core holds the lock, for microseconds.
+    """
+
+    def __init__(self, config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIMEOUT_S) -> None:
+        self._lock = threading.Lock()
+        self._clock = SystemClock()
+        self._core = SchedulerCore(
+            config,
+            load_catalog().with_overrides(config.hosted),
+            self._clock,
+            random.SystemRandom(),
+            time.time,
+        )
+        self._epoch = uuid.uuid4().hex
+        self._holders: dict[str, _Holder] = {}
+        self._holder_timeout_s = holder_timeout_s
+        self._expired: list[Expired] = []
+        self._timer = threading.Condition(self._lock)
+        self._wake_s = float("inf")
+        threading.Thread(target=self._keep_time, name="scheduler-time", daemon=True).start()
+
+    # -- calls
+
+    async def exchange(self, exchange: Exchange) -> Reply:
+        """Take a batch in; give back what is decided for the process that sent it."""
+        core = self._core
+        with self._lock:
+            holder = self._holder(exchange.holder)
+            for settlement in exchange.settlements:
+                core.settle(settlement)
+            for call_id in exchange.cancels:
+                core.cancel(call_id)
+            for request in exchange.requests:
+                core.submit(request)
+            mine = self._turn(exchange.holder)
+            if holder.outbox:
+                mine = holder.outbox + mine
+                holder.outbox = []
+        return Reply(mine)
+
+    async def grants(self, name: str) -> AsyncIterator[list[Decision]]:
+        """Decisions on requests that had to wait, in batches, until the process leaves."""
+        wake = asyncio.Event()
+        with self._lock:
+            holder = self._holder(name)
+            holder.loop, holder.wake = asyncio.get_running_loop(), wake
+        while True:
+            with self._lock:
+                # Ended: the process left or died, or it has opened another stream.
+                if self._holders.get(name) is not holder or holder.wake is not wake:
+                    return
+                batch, holder.outbox = holder.outbox, []
+                wake.clear()
+            if batch:
+                yield batch
+                continue
+            try:
+                await asyncio.wait_for(wake.wait(), _KEEP_ALIVE_S)
+            except TimeoutError:
+                continue
+
+    async def leave(self, name: str) -> None:
+        """A process ends: what it waits for is dropped, its open leases end."""
+        with self._lock:
+            self._drop(name)
+            self._turn(None)
+
+    # -- endpoints, budgets, looking at it: a group of their own, so that they are never stuck
+
+    @_control
+    async def ping(self) -> str:
+        """This instance's id; another one after a restart, which has no endpoints yet."""
+        return self._epoch
+
+    @_control
+    async def configure(self, config: FleetConfig) -> None:
+        """Take another fleet.yaml."""
+        catalog = load_catalog().with_overrides(config.hosted)
+        with self._lock:
+            self._core.configure(config, catalog)
+            self._turn(None)
+
+    @_control
+    async def config(self) -> FleetConfig:
+        """The fleet.yaml in force."""
+        return self._core.config
+
+    @_control
+    async def register(self, specs: list[EndpointSpec]) -> None:
+        """As `SchedulerCore.register`."""
+        with self._lock:
+            self._core.register(specs)
+            self._turn(None)
+
+    @_control
+    async def unregister(self, names: list[str]) -> None:
+        """As `SchedulerCore.unregister`."""
+        with self._lock:
+            self._core.unregister(names)
+            self._turn(None)
+
+    @_control
+    async def report_load(self, loads: Mapping[str, LoadReport]) -> None:
+        """As `SchedulerCore.report_load`."""
+        with self._lock:
+            self._core.report_load(loads)
+
+    @_control
+    async def mark_down(self, name: str, why: str) -> None:
+        """As `SchedulerCore.mark_down`."""
+        with self._lock:
+            self._core.mark_down(name, why)
+            self._turn(None)
+
+    @_control
+    async def open_budget(self, path: tuple[str, ...], limit_usd: Decimal | None) -> None:
+        """As `SchedulerCore.open_budget`."""
+        with self._lock:
+            self._core.open_budget(tuple(path), limit_usd)
+            self._turn(None)
+
+    @_control
+    async def close_budget(self, path: tuple[str, ...]) -> None:
+        """As `SchedulerCore.close_budget`."""
+        with self._lock:
+            self._core.close_budget(tuple(path))
+            self._turn(None)
+
+    @_control
+    async def budgets(self) -> list[BudgetState]:
+        """As `SchedulerCore.budgets`."""
+        with self._lock:
+            return self._core.budgets()
+
+    @_control
+    async def snapshot(self) -> dict[str, Any]:
+        """As `SchedulerCore.snapshot`, with the processes that are heard of."""
+        now_s = self._clock.now()
+        with self._lock:
+            shown = self._core.snapshot()
+            shown["holders"] = {
+                name: {"silent_s": now_s - holder.seen_s} for name, holder in self._holders.items()
+            }
+        return shown
+
+    # -- under the lock
+
+    def _holder(self, name: str) -> _Holder:
+        now_s = self._clock.now()
+        holder = self._holders.get(name)
+        if holder is None:
+            holder = self._holders[name] = _Holder(now_s)
+            self._wake_by(now_s + self._holder_timeout_s)
+        holder.seen_s = now_s
+        return holder
+
+    def _drop(self, name: str) -> None:
+        holder = self._holders.pop(name, None)
+        if holder is not None:
+            self._signal(holder)
+        self._expired.extend(self._core.drop_holder(name))
+
+    def _turn(self, mine: str | None) -> list[Decision]:
+        """Let the core decide; give back what is for `mine`, post the rest."""
+        core = self._core
+        self._expired.extend(core.expire())
+        own: list[Decision] = []
+        posted: set[str] = set()
+        for decision in core.poll():
+            if decision.holder == mine:
+                own.append(decision)
+            elif (holder := self._holders.get(decision.holder)) is not None:
+                holder.outbox.append(decision)
+                posted.add(decision.holder)
+        for name in posted:
+            self._signal(self._holders[name])
+        if (wake_s := core.next_wake_s()) is not None:
+            self._wake_by(wake_s)
+        if self._expired:
+            self._wake_by(0.0)
+        return own
+
+    @staticmethod
+    def _signal(holder: _Holder) -> None:
+        if holder.loop is not None and holder.wake is not None:
+            holder.loop.call_soon_threadsafe(holder.wake.set)
+
+    def _wake_by(self, at_s: float) -> None:
+        if at_s < self._wake_s:
+            self._wake_s = at_s
+            self._timer.notify()
+
+    # -- the thread that keeps time
+
+    def _keep_time(self) -> None:
+        while True:
+            with self._lock:
+                while (left_s := self._wake_s - self._clock.now()) > 0.0:
+                    self._timer.wait(min(left_s, _LONGEST_SLEEP_S))
+                self._wake_s = float("inf")
+                self._drop_silent()
+                self._turn(None)
+                expired, self._expired = self._expired, []
+                if self._expired:
+                    self._wake_by(0.0)
+            abort(expired)
+
+    def _drop_silent(self) -> None:
+        limit_s = self._clock.now() - self._holder_timeout_s
+        for name, holder in list(self._holders.items()):
+            if holder.seen_s <= limit_s:
+                log.warning("process %s is silent: its leases end", name)
+                self._drop(name)
+            else:
+                self._wake_by(holder.seen_s + self._holder_timeout_s)
+
+
+def abort(expired: list[Expired]) -> None:
+    """Ask replicas to abort the calls of leases that ended without a settlement."""
+    calls: dict[str, list[str]] = {}
+    for each in expired:
+        if each.state.spec.kind is EndpointKind.LOCAL:
+            calls.setdefault(each.endpoint, []).append(each.call_id)
+    for name, call_ids in calls.items():
+        try:
+            ray.get_actor(name, namespace=RAY_NAMESPACE).abort.remote(call_ids)
+        except ValueError:
+            log.info("%s is gone, with %d calls whose leases ended", name, len(call_ids))
+
+
+SchedulerActor = ray.remote(concurrency_groups={"control": 16})(Scheduler)
+
+
+def start_scheduler(config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIMEOUT_S) -> Any:
+    """Start the cluster's scheduler, detached and restarted by Ray; or find the running one."""
+    return SchedulerActor.options(
+        name=SCHEDULER_NAME,
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=_MAX_CALLS,
+        num_cpus=0,
+    ).remote(config, holder_timeout_s=holder_timeout_s)

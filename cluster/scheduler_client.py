@@ -1,0 +1,351 @@
+"""The scheduler as a process sees it: `SchedulerPort` over the actor, or over a core beside it.
+
+`SchedulerClient` batches: what is asked and settled while a round trip is under way goes into the
+next one, so an idle process pays one round trip per call and a busy one a fraction of it. Grants
+that must wait come through one stream per process, without another request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any, Final
+
+import ray
+
+from agentcloud.cluster.contracts import (
+    RAY_NAMESPACE,
+    SCHEDULER_NAME,
+    Lease,
+    LeaseRequest,
+    Outcome,
+    Settlement,
+    TokenUsage,
+)
+from agentcloud.cluster.errors import ConnectionFailed
+from agentcloud.cluster.scheduler import Decision, Granted, SchedulerCore
+from agentcloud.cluster.scheduler_actor import Exchange, Reply
+
+#: Settlements alone wait so long for an acquire to travel with.
+SETTLE_LINGER_S: Final = 0.003
+#: Round trips under way at once, and items in each.
+MAX_TRIPS: Final = 4
+MAX_BATCH: Final = 512
+HEARTBEAT_S: Final = 2.0
+RECONNECT_S: Final = 15.0
+_REOPEN_S: Final = 0.05
+
+log = logging.getLogger(__name__)
+
+
+class LocalScheduler:
+    """A core in this very process and event loop: no Ray, no batching."""
+
+    def __init__(self, core: SchedulerCore) -> None:
+        self.core = core
+        self._futures: dict[str, asyncio.Future[Lease]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def acquire(self, request: LeaseRequest) -> Lease:
+        """As `SchedulerPort.acquire`."""
+        future = asyncio.get_running_loop().create_future()
+        self._futures[request.call_id] = future
+        self.core.submit(request)
+        self._turn()
+        try:
+            lease: Lease = await future
+        except asyncio.CancelledError:
+            if not self.core.cancel(request.call_id) and (granted := lease_of(future)):
+                self.settle(unused(granted))
+            raise
+        finally:
+            self._futures.pop(request.call_id, None)
+        return lease
+
+    def settle(self, settlement: Settlement) -> None:
+        """As `SchedulerPort.settle`; waiting requests are decided before it returns."""
+        self.core.settle(settlement)
+        self._turn()
+
+    def _turn(self) -> None:
+        self.core.expire()
+        for decision in self.core.poll():
+            if not deliver(self._futures, decision) and isinstance(decision, Granted):
+                self.core.settle(unused(decision.lease))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wait_s = self.core.next_wake_in_s()
+        if wait_s is not None and self._futures:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._turn)
+
+    def __repr__(self) -> str:
+        return f"<LocalScheduler {self.core!r}>"
+
+
+def deliver(futures: dict[str, asyncio.Future[Lease]], decision: Decision) -> bool:
+    """Tell the caller that waits; False when nobody does any more."""
+    future = futures.pop(decision.call_id, None)
+    if future is None or future.done():
+        return False
+    if isinstance(decision, Granted):
+        future.set_result(decision.lease)
+    else:
+        future.set_exception(decision.error)
+    return True
+
+
+def lease_of(future: asyncio.Future[Lease]) -> Lease | None:
+    """The lease that a future holds, if it was granted."""
+    if future.done() and not future.cancelled() and future.exception() is None:
+        return future.result()
+    return None
+
+
+def unused(lease: Lease) -> Settlement:
+    """The settlement of a lease whose call was never sent: it used and cost nothing."""
+    return Settlement(lease.lease_id, Outcome.CANCELLED, TokenUsage(), Decimal(0))
+
+
+def find_scheduler() -> Any:
+    """The scheduler's actor, by its name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+
+
+class SchedulerClient:
+    """The actor as `SchedulerPort`; one per process and event loop, made inside the loop.
+
+    When the actor dies it is looked up again for `RECONNECT_S`; what waited is asked again, what
+    was settled meanwhile is told then. After that, waiting calls raise `ConnectionFailed`.
+    """
+
+    def __init__(
+        self,
+        actor: Any,
+        *,
+        find: Callable[[], Any] = find_scheduler,
+        reconnect_s: float = RECONNECT_S,
+    ) -> None:
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._actor = actor
+        self._find = find
+        self._reconnect_s = reconnect_s
+        self._futures: dict[str, asyncio.Future[Lease]] = {}
+        self._requests: dict[str, LeaseRequest] = {}
+        self._to_ask: deque[LeaseRequest] = deque()
+        self._to_settle: deque[Settlement] = deque()
+        self._to_cancel: deque[str] = deque()
+        self._trips = 0
+        self._linger: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
+        self._recovering: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def acquire(self, request: LeaseRequest) -> Lease:
+        """As `SchedulerPort.acquire`.
+
+        Raises:
+            ConnectionFailed: the scheduler is gone and did not come back.
+        """
+        self._start()
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        request = replace(request, holder=self.holder)
+        self._futures[request.call_id] = future
+        self._requests[request.call_id] = request
+        self._to_ask.append(request)
+        self._send()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if granted := lease_of(future):
+                self._give_back(granted)
+            else:
+                self._to_cancel.append(request.call_id)
+                self._linger_then_send()
+            raise
+        finally:
+            self._futures.pop(request.call_id, None)
+            self._requests.pop(request.call_id, None)
+
+    def settle(self, settlement: Settlement) -> None:
+        """As `SchedulerPort.settle`."""
+        self._start()
+        self._to_settle.append(settlement)
+        self._linger_then_send()
+
+    async def flush(self) -> None:
+        """Wait until everything settled so far has been told."""
+        while self._recovering is None and (self._to_settle or self._to_cancel or self._trips):
+            self._send()
+            await asyncio.sleep(SETTLE_LINGER_S)
+
+    async def close(self) -> None:
+        """Tell what is settled, and leave: leases still open end at the scheduler."""
+        if self._closed:
+            return
+        if self._recovering is None:
+            await self.flush()
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._started:
+            try:
+                await self._actor.leave.remote(self.holder)
+            except ray.exceptions.RayError as error:
+                log.debug("the scheduler was gone at close: %s", error)
+
+    def __repr__(self) -> str:
+        return (
+            f"<SchedulerClient {self.holder} waiting={len(self._futures)} "
+            f"to_settle={len(self._to_settle)} trips={self._trips}>"
+        )
+
+    # -- one round trip
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._spawn(self._beat())
+            self._spawn(self._listen())
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _linger_then_send(self) -> None:
+        if self._linger is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._linger = loop.call_later(SETTLE_LINGER_S, self._send)
+
+    def _send(self, *, beat: bool = False) -> None:
+        """Start a round trip with all that is there, unless enough are under way."""
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        if self._recovering is not None or self._closed or self._trips >= MAX_TRIPS:
+            return
+        if not (beat or self._to_ask or self._to_settle or self._to_cancel):
+            return
+        exchange = Exchange(
+            self.holder,
+            _take(self._to_ask),
+            _take(self._to_settle),
+            _take(self._to_cancel),
+        )
+        self._trips += 1
+        self._spawn(self._trip(exchange))
+
+    async def _trip(self, exchange: Exchange) -> None:
+        try:
+            reply: Reply = await self._actor.exchange.remote(exchange)
+        except ray.exceptions.RayTaskError as error:
+            # A bug at the scheduler: telling it the same again would only repeat it.
+            log.error("the scheduler failed on a batch: %s", error)
+            for request in exchange.requests:
+                future = self._futures.get(request.call_id)
+                if future is not None and not future.done():
+                    future.set_exception(error)
+        except ray.exceptions.RayError as error:
+            # Nothing of it is known to have arrived: settlements and cancellations are told
+            # again (twice changes nothing), requests are asked again by the recovery.
+            self._to_settle.extendleft(reversed(exchange.settlements))
+            self._to_cancel.extendleft(reversed(exchange.cancels))
+            self._recover(error)
+        else:
+            self._take_in(reply.decisions)
+        finally:
+            self._trips -= 1
+        self._send()
+
+    def _take_in(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            if not deliver(self._futures, decision) and isinstance(decision, Granted):
+                self._give_back(decision.lease)
+
+    def _give_back(self, lease: Lease) -> None:
+        """A grant for a caller that has left: it was never sent, so it cost nothing."""
+        self._to_settle.append(unused(lease))
+        self._linger_then_send()
+
+    # -- staying connected
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            self._send(beat=True)
+
+    async def _listen(self) -> None:
+        """Take in decisions on requests that had to wait, for as long as the client lives."""
+        while True:
+            try:
+                stream = self._actor.grants.options(num_returns="streaming").remote(self.holder)
+                async for item in stream:
+                    self._take_in(await item)
+            except ray.exceptions.RayError as error:
+                self._recover(error)
+            if self._recovering is not None:
+                await asyncio.wait([self._recovering])
+            else:
+                await asyncio.sleep(_REOPEN_S)
+            self._ask_again()
+
+    def _recover(self, error: Exception) -> None:
+        if self._recovering is None and not self._closed:
+            log.warning("lost the scheduler (%s), looking for it", type(error).__name__)
+            self._recovering = self._spawn(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._reconnect_s
+        while True:
+            try:
+                actor = await asyncio.to_thread(self._find)
+                await asyncio.wait_for(actor.ping.remote(), max(0.5, end_s - loop.time()))
+            except (ValueError, ray.exceptions.RayError, TimeoutError) as error:
+                if loop.time() >= end_s:
+                    self._fail_all(error)
+                    end_s = loop.time() + self._reconnect_s
+                await asyncio.sleep(0.2)
+            else:
+                self._actor = actor
+                self._recovering = None
+                self._ask_again()
+                return
+
+    def _ask_again(self) -> None:
+        """Ask for everything undecided again: asking twice is asking once."""
+        self._to_ask = deque(self._requests.values())
+        self._send()
+
+    def _fail_all(self, error: Exception) -> None:
+        for future in self._futures.values():
+            if not future.done():
+                future.set_exception(
+                    ConnectionFailed(
+                        f"the scheduler is gone ({type(error).__name__}) and did not come back "
+                        f"within {self._reconnect_s:g} s; look at it with `agentcloud doctor`"
+                    )
+                )
+
+
+def _take(queue: deque[Any]) -> list[Any]:
+    if len(queue) <= MAX_BATCH:
+        items = list(queue)
+        queue.clear()
+        return items
+    return [queue.popleft() for _ in range(MAX_BATCH)]

@@ -1,0 +1,85 @@
+"""Pure: what a settlement says about its endpoint: health, limits, speed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agentcloud.cluster.contracts import Outcome, Settlement, TokenUsage
+from agentcloud.cluster.limits import cooldown_s
+from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.predict import blend_slowness
+from agentcloud.cluster.retry import HEALTH_KINDS, RATE_LIMIT_KIND
+
+
+class Sent(Protocol):
+    """What learning needs to know of a lease: its endpoint's load at the grant."""
+
+    state: EndpointState
+    running: int
+    prompt_tokens: int
+    max_output_tokens: int
+
+
+def judge(
+    state: EndpointState,
+    granted_s: float,
+    settlement: Settlement,
+    now_s: float,
+    wall_s: float | None,
+) -> None:
+    """Draw conclusions on the endpoint's health and the account's limits.
+
+    Args:
+        state: the endpoint.
+        granted_s: when the lease was granted.
+        settlement: how the call ended.
+        now_s: now, on the scheduler's clock.
+        wall_s: now, seconds since 1970, to read a reset's date by; None: unknown.
+    """
+    circuit = state.circuit
+    kind = settlement.error_kind
+    # Five cases: answered; told to slow down; the endpoint's fault; ended without saying
+    # anything; the request's own fault, which only a living endpoint finds.
+    if settlement.outcome is Outcome.OK:
+        circuit.on_ok(granted_s)
+        state.concurrency.on_ok(granted_s, now_s)
+    elif kind == RATE_LIMIT_KIND:
+        rest_s = cooldown_s(settlement.retry_after_s, settlement.limit_headers, wall_s)
+        state.concurrency.on_rate_limited(granted_s, now_s)
+        if state.cls.limiter is not None:
+            state.cls.limiter.cool(now_s + rest_s)
+            circuit.on_nothing(granted_s)
+        else:
+            circuit.on_failure(kind, granted_s, now_s, rest_s)
+    elif kind in HEALTH_KINDS:
+        circuit.on_failure(kind, granted_s, now_s, settlement.retry_after_s)
+    elif kind is None or settlement.outcome is not Outcome.FAILED:
+        circuit.on_nothing(granted_s)
+    else:
+        circuit.on_ok(granted_s)
+
+
+def learn(sent: Sent, settlement: Settlement, usage: TokenUsage) -> None:
+    """Teach the class of the endpoint by an answered call."""
+    timings = settlement.timings
+    service_s = None
+    if timings.ttft_s is not None and timings.generation_s is not None:
+        service_s = timings.ttft_s + timings.generation_s
+    elif timings.total_s is not None:
+        service_s = max(0.0, timings.total_s - (timings.queue_s or 0.0))
+    state = sent.state
+    predictor = state.cls.predictor
+    prompt_tokens = float(sent.prompt_tokens)
+    if service_s is not None:
+        expected = predictor.estimate(sent.running, prompt_tokens, float(usage.output_tokens))
+        if expected.known:
+            state.slowness = blend_slowness(state.slowness, service_s, expected.total_s)
+    predictor.learn(
+        running=sent.running,
+        prompt_tokens=prompt_tokens,
+        max_output_tokens=sent.max_output_tokens,
+        output_tokens=usage.output_tokens,
+        ttft_s=timings.ttft_s,
+        generation_s=timings.generation_s,
+        service_s=service_s,
+    )

@@ -1,0 +1,121 @@
+"""Pure: requests that wait, in groups of those that any able endpoint could serve alike."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from agentcloud.cluster.contracts import Feature, LeaseRequest, Policy
+from agentcloud.cluster.pool import EndpointClass
+
+GroupKey = tuple[object, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """One request from its submission to its decision.
+
+    Attributes:
+        seq: order of submission.
+        deadline_s: clock time by which the answer should be whole, None without a deadline.
+    """
+
+    request: LeaseRequest
+    seq: int
+    submitted_s: float
+    deadline_s: float | None
+    target: str
+    policy: Policy
+    free_only: bool = False
+    decided: bool = False
+    group: Group | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A class as a group sees it: prices for prompts of the group's size.
+
+    Attributes:
+        priced: whether its worst case is known; without, it is used only where no budget is
+            capped.
+    """
+
+    cls: EndpointClass
+    usd_per_input: float
+    usd_per_output: float
+    priced: bool
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a call there reserves no money."""
+        return self.priced and self.usd_per_input == 0.0 and self.usd_per_output == 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """Requests of like target, needs, size, policy and priority, first come first served.
+
+    Deciding looks at groups, never at all that wait in them.
+    """
+
+    key: GroupKey
+    priority: int
+    options: tuple[Option, ...]
+    policy: Policy
+    pin: str | None
+    avoid: frozenset[str]
+    has_deadline: bool
+    waiters: deque[Waiter] = field(default_factory=deque)
+    live: int = 0
+    joined: set[EndpointClass] = field(default_factory=set)
+    timer_s: float | None = None
+
+    def add(self, waiter: Waiter, *, first: bool = False) -> None:
+        """Queue a request, at the end or back in front."""
+        waiter.group = self
+        if first:
+            self.waiters.appendleft(waiter)
+        else:
+            self.waiters.append(waiter)
+        self.live += 1
+        for option in self.options:
+            option.cls.backlog += 1
+
+    def remove(self, waiter: Waiter) -> None:
+        """Take a request out, decided or moved; its place in the queue is swept later."""
+        waiter.group = None
+        self.live -= 1
+        for option in self.options:
+            option.cls.backlog -= 1
+        if self.waiters and self.waiters[0] is waiter:
+            self.waiters.popleft()
+
+    def head(self) -> Waiter | None:
+        """The first request still waiting here."""
+        waiters = self.waiters
+        while waiters and waiters[0].group is not self:
+            waiters.popleft()
+        return waiters[0] if waiters else None
+
+    def front(self) -> tuple[int, int]:
+        """Priority and order of its first request; it must have one."""
+        head = self.head()
+        return (self.priority, head.seq if head is not None else _LAST)
+
+    @property
+    def able(self) -> int:
+        """Endpoints able to serve it."""
+        return 1 if self.pin else sum(len(option.cls.members) for option in self.options)
+
+    def __repr__(self) -> str:
+        models = ",".join(option.cls.spec.model for option in self.options)
+        return f"<Group {models} priority={self.priority} waiting={self.live}>"
+
+
+_LAST: Final = 1 << 62
+
+
+def needs_of(features: frozenset[Feature]) -> str:
+    """Features as words, in a fixed order."""
+    return ", ".join(sorted(features))

@@ -1,0 +1,192 @@
+"""Pure: a waiting request and the pool's state -> candidates on one scale -> the choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from agentcloud.cluster.policy import Candidate, choose, reason
+from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.predict import Estimate
+from agentcloud.cluster.waiting import Group, Option, Waiter
+
+#: Assumed wait for an endpoint that is down, until it is registered again.
+DOWN_GUESS_S: Final = 30.0
+#: A wait nothing will end soon.
+_FOREVER_S: Final = 1e6
+
+
+@dataclass(slots=True)
+class Weighed:
+    """One option of a request with what it would take there.
+
+    Attributes:
+        state: the endpoint that could start it now; None when it must wait.
+        limit_s: seconds until the account's limits admit it; 0.0 when they do.
+        rate: calls a second that the class takes when saturated; counts only when waiting.
+        delay_s: seconds until it takes calls at all (a cooldown, a limit).
+    """
+
+    option: Option
+    state: EndpointState | None
+    estimate: Estimate
+    candidate: Candidate
+    limit_s: float = 0.0
+    rate: float = 0.0
+    delay_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Choice:
+    """The best of the weighed options: `state` is where to start it now, None to wait on."""
+
+    weighed: list[Weighed] = field(default_factory=list)
+    index: int = 0
+
+    @property
+    def best(self) -> Weighed:
+        """The chosen option."""
+        return self.weighed[self.index]
+
+    @property
+    def state(self) -> EndpointState | None:
+        """Where to start it now; None: waiting is better, or all there is."""
+        return self.weighed[self.index].state
+
+    def declined(self) -> bool:
+        """Whether something was free and waiting seemed better."""
+        return self.state is None and any(each.state is not None for each in self.weighed)
+
+
+def weigh(group: Group, waiter: Waiter, now_s: float, usd_per_hour_waited: float) -> Choice:
+    """Compare every option of a request.
+
+    Without deadlines the waiting of a group is seen from its end: the request in front is given
+    to a costlier endpoint as soon as the queue behind it is long enough to make that worth while.
+    A request with a deadline is judged by its own place.
+    """
+    avoid = _effective_avoid(group, now_s)
+    choice = Choice()
+    weighed = choice.weighed
+    waiting = False
+    for option in group.options:
+        each = _weigh_option(group, waiter, option, avoid, now_s)
+        waiting = waiting or each.state is None
+        weighed.append(each)
+    if waiting:
+        _add_waits(group, waiter, weighed)
+    deadline_left_s = None if waiter.deadline_s is None else waiter.deadline_s - now_s
+    if len(weighed) > 1:
+        candidates = [each.candidate for each in weighed]
+        choice.index = choose(candidates, waiter.policy, deadline_left_s, usd_per_hour_waited)
+    return choice
+
+
+def explain(choice: Choice, group: Group, waiter: Waiter, now_s: float, value_usd: float) -> str:
+    """Why it was chosen, for a person."""
+    best = choice.best
+    left_s = None if waiter.deadline_s is None else waiter.deadline_s - now_s
+    peers = len(best.option.cls.members)
+    peer = ""
+    if peers > 1 and best.state is not None and group.pin is None:
+        peer = f"least busy of {peers} equals ({best.state.inflight} in flight)"
+    candidates = [each.candidate for each in choice.weighed]
+    why = reason(candidates, choice.index, group.able, waiter.policy, left_s, peer, value_usd)
+    if not best.estimate.known:
+        why += "; no data yet, assumed"
+    return why
+
+
+def _weigh_option(
+    group: Group, waiter: Waiter, option: Option, avoid: frozenset[str], now_s: float
+) -> Weighed:
+    request = waiter.request
+    cls = option.cls
+    output_tokens = cls.predictor.output_tokens(request.max_output_tokens)
+    found = _find(group, option, request.input_tokens, output_tokens, avoid, now_s)
+    cost_usd = request.input_tokens * option.usd_per_input + output_tokens * option.usd_per_output
+    if found is None:
+        estimate = cls.full_estimate(request.input_tokens, output_tokens)
+        cost_usd += estimate.total_s * cls.usd_per_s / cls.spec.max_concurrency
+        name = group.pin or next(iter(cls.members), cls.spec.name)
+        candidate = Candidate(name, cost_usd, 0.0, estimate.total_s, cls.tell(now_s))
+        each = Weighed(option, None, estimate, candidate)
+        if not cls.slots:
+            opens_s = cls.opens_in_s(now_s)
+            each.delay_s = DOWN_GUESS_S if opens_s is None else opens_s
+    else:
+        state, estimate = found
+        # A GPU that is paid for costs nothing more while it idles; a call on a busy one takes the
+        # place of others and costs its share of the time. The square of the utilisation keeps
+        # a half-used GPU nearly free.
+        busy = state.inflight / cls.spec.max_concurrency
+        cost_usd += estimate.total_s * cls.usd_per_s * busy * busy / (state.inflight + 1)
+        candidate = Candidate(state.spec.name, cost_usd, 0.0, estimate.total_s)
+        each = Weighed(option, state, estimate, candidate)
+        # First come, first served at each endpoint: whoever waits for it goes first.
+        front = cls.front()
+        if (
+            front is not None
+            and front is not group
+            and front.front()
+            < (
+                group.priority,
+                waiter.seq,
+            )
+        ):
+            each.state = None
+            candidate.standing = "has others waiting"
+    if cls.limiter is not None:
+        each.limit_s = cls.limiter.wait_s(request.input_tokens, request.max_output_tokens, now_s)
+        if each.limit_s > 0.0:
+            each.state = None
+            each.delay_s = max(each.delay_s, each.limit_s)
+            candidate.standing = f"limited for {each.limit_s:.3g} s"
+    if each.state is None:
+        each.rate = cls.slots / max(estimate.total_s, 1e-3)
+        if cls.limiter is not None:
+            period_s = cls.limiter.period_s(request.input_tokens, output_tokens)
+            if period_s > 0.0:
+                each.rate = min(each.rate, 1.0 / period_s)
+    return each
+
+
+def _find(
+    group: Group,
+    option: Option,
+    input_tokens: int,
+    output_tokens: float,
+    avoid: frozenset[str],
+    now_s: float,
+) -> tuple[EndpointState, Estimate] | None:
+    cls = option.cls
+    if group.pin is None:
+        return cls.pick(input_tokens, output_tokens, avoid, now_s)
+    state = cls.members.get(group.pin)
+    if state is None or not state.admits(now_s):
+        return None
+    return state, state.estimate(input_tokens, output_tokens, now_s)
+
+
+def _add_waits(group: Group, waiter: Waiter, weighed: list[Weighed]) -> None:
+    """Predict the wait for options that are not free: one queue drained by all of them."""
+    stuck = [each for each in weighed if each.state is None]
+    rate = sum(each.rate for each in stuck)
+    by_itself = group.has_deadline and group.head() is waiter
+    ahead = 1 if by_itself else max(each.option.cls.backlog for each in stuck)
+    drain_s = ahead / rate if rate > 0.0 else 0.0
+    for each in stuck:
+        # A class that takes no calls now is waited for, then served at a pace nobody knows.
+        each.candidate.wait_s = min(_FOREVER_S, each.delay_s + drain_s)
+
+
+def _effective_avoid(group: Group, now_s: float) -> frozenset[str]:
+    """The endpoints to avoid, or none when nothing else is answering: avoiding is a wish."""
+    avoid = group.avoid
+    if not avoid:
+        return avoid
+    for option in group.options:
+        for name, state in option.cls.members.items():
+            if name not in avoid and (state.circuit.is_answering or state.admits(now_s)):
+                return avoid
+    return frozenset()
