@@ -54,7 +54,7 @@ class Defaults:
     """
 
     tier: str = "small"
-    max_tokens: int = 1024
+    max_tokens: int = 512
     tools: tuple[Tool[..., Any], ...] = ()
     max_turns: int = 20
 

@@ -38,7 +38,7 @@ async def test_text_and_what_is_sent() -> None:
     assert client.requests == [
         {
             "model": "large",
-            "max_tokens": 1024,
+            "max_tokens": 512,
             "messages": [{"role": "user", "content": "hi"}],
             "system": "be kind",
             "temperature": 0,
