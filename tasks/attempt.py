@@ -12,7 +12,7 @@ import structlog
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agentcloud.agents.agent import Agent, Context, run_agent
-from agentcloud.cluster.client import AsyncAgentCloud
+from agentcloud.agents.ports import MessagesClient
 from agentcloud.cluster.contracts import Receipt
 from agentcloud.cluster.errors import (
     AgentCloudError,
@@ -31,7 +31,7 @@ _ERROR_CHARS = 500
 
 
 async def attempt_task(
-    agent: Agent, client: AsyncAgentCloud, spec: JobSpec, task: TaskInput
+    agent: Agent[Any], client: MessagesClient, spec: JobSpec, task: TaskInput
 ) -> TaskResult:
     """Run an agent on one input; never raises, a cancellation too becomes an end."""
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,38 +109,37 @@ def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -
         Console().print(endpoints_table(snapshot["endpoints"]))
 
 
-def endpoints_table(rows: Sequence[dict[str, Any]]) -> Table:
+def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row per endpoint of the scheduler's snapshot."""
     table = Table()
     table.add_column("endpoint", overflow="fold")
     table.add_column("state")
-    headings = (
-        "running",
-        "calls",
-        "tokens in",
-        "tokens out",
-        "TTFT p50",
-        "p95",
-        "tokens/s",
-        "cost",
-    )
+    headings = ("load", "calls", "tokens in", "tokens out", "TTFT p50", "p95", "tokens/s", "cost")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for row in rows:
-        rate = row.get("tokens_per_s")
+    for name, row in endpoints.items():
+        totals = row["totals"]
         table.add_row(
-            row["name"],
-            str(row["state"]),
-            str(row["in_flight"]),
-            f"{row['calls']:,}",
-            f"{row['input_tokens']:,}",
-            f"{row['output_tokens']:,}",
-            show_ms(row.get("ttft_p50_s")),
-            show_ms(row.get("ttft_p95_s")),
-            "-" if rate is None else f"{rate:,.1f}",
-            show_usd(row.get("cost_usd")),
+            name,
+            row["standing"]
+            if row["why"] == row["standing"]
+            else f"{row['standing']}: {row['why']}",
+            f"{row['inflight']}/{row['concurrency']}",
+            f"{totals['calls']:,}",
+            f"{_prompt_tokens(totals):,}",
+            f"{totals['output_tokens']:,}",
+            show_ms(totals["ttft_p50_s"]),
+            show_ms(totals["ttft_p95_s"]),
+            f"{totals['tokens_per_s']:,.1f}",
+            show_usd(Decimal(totals["cost_usd"]))
+            + (f" + {totals['unknown_costs']} unknown" if totals["unknown_costs"] else ""),
         )
     return table
+
+
+def _prompt_tokens(totals: Mapping[str, int]) -> int:
+    kinds = ("input_tokens", "cache_write_tokens", "cache_read_tokens")
+    return sum(totals[kind] for kind in kinds)
 
 
 def doctor_command(
@@ -161,7 +161,7 @@ def doctor_command(
     checks += of_fleet
     checks += check_cluster(address)
     if as_json:
-        typer.echo(json.dumps([check.to_json() for check in checks]))
+        typer.echo(json.dumps([check.to_dict() for check in checks]))
     else:
         Console().print(_checks_table(checks))
     failed = any(check.verdict is Verdict.FAIL for check in checks)

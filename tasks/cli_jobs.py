@@ -145,7 +145,7 @@ def results_command(
     job_id: JobArg,
     address: AddressOpt = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; [default: stdout].", dir_okay=False)
+        Path | None, typer.Option("--output", "-o", help="File; (default: stdout).", dir_okay=False)
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -181,7 +181,7 @@ def cancel_command(job_id: JobArg, address: AddressOpt = None, as_json: JsonOpt 
     was_running = submissions.cancel(job_id)
     job = submissions.wait(job_id, timeout_s=30.0)
     if as_json:
-        typer.echo(json.dumps({"was_running": was_running, **job.to_json()}))
+        typer.echo(json.dumps({"was_running": was_running, **job.to_dict()}))
     else:
         say(f"{job_id} is {job.state}" + ("" if was_running else " already"))
 
@@ -196,7 +196,7 @@ def list_command(address: AddressOpt = None, as_json: JsonOpt = False) -> None:
 
     jobs = Submissions(address).list()
     if as_json:
-        typer.echo(json.dumps([job.to_json() for job in jobs]))
+        typer.echo(json.dumps([job.to_dict() for job in jobs]))
     elif jobs:
         Console().print(jobs_table(jobs))
     else:
@@ -205,7 +205,7 @@ def list_command(address: AddressOpt = None, as_json: JsonOpt = False) -> None:
 
 def _print_job(job: SubmittedJob, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(job.to_json()))
+        typer.echo(json.dumps(job.to_dict()))
         return
     typer.echo(f"{job.job_id}: {job.state}")
     if job.record is not None:

@@ -40,13 +40,13 @@ TimeoutOpt = Annotated[
 AddressOpt = Annotated[
     str | None,
     typer.Option(
-        help="Cluster: http://HOST:8265, HOST:PORT of its GCS, or auto. [default: RAY_ADDRESS]"
+        help="Cluster: http://HOST:8265, HOST:PORT of its GCS, or auto. (default: RAY_ADDRESS)"
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 GcsAddressOpt = Annotated[
     str | None,
-    typer.Option(help="Cluster: HOST:PORT of its GCS, or auto. [default: RAY_ADDRESS, else auto]"),
+    typer.Option(help="Cluster: HOST:PORT of its GCS, or auto. (default: RAY_ADDRESS, else auto)"),
 ]
 FleetOpt = Annotated[
     Path, typer.Option("--fleet", "-f", help="The models to run on.", dir_okay=False)

@@ -42,7 +42,7 @@ def run_command(
             "--output",
             "-o",
             help="Results (JSONL); tasks already in it are not done again. "
-            "[default: INPUT.results.jsonl]",
+            "(default: INPUT.results.jsonl)",
             dir_okay=False,
         ),
     ] = None,
@@ -53,7 +53,7 @@ def run_command(
         str | None,
         typer.Option(
             help="Use the fleet of a running cluster instead of one of this run's own: HOST:PORT "
-            "or auto. [default: RAY_ADDRESS]"
+            "or auto. (default: RAY_ADDRESS)"
         ),
     ] = None,
     concurrency: ConcurrencyOpt = 128,
@@ -165,14 +165,14 @@ def _nothing_to_do(spec: JobSpec, total: int, as_json: bool) -> None:
         already_done=total,
     )
     if as_json:
-        typer.echo(json.dumps(record.to_json()))
+        typer.echo(json.dumps(record.to_dict()))
     else:
         say(f"nothing to do: all {total} are in {spec.output} (--retry-failed redoes failed ones)")
 
 
 def _print_summary(record: JobRecord, as_json: bool, *, dashboard_url: str | None) -> None:
     if as_json:
-        typer.echo(json.dumps(record.to_json()))
+        typer.echo(json.dumps(record.to_dict()))
         return
     console = Console()
     console.print(summary_table(record))

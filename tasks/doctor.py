@@ -50,7 +50,7 @@ class Check:
     saw: str
     remedy: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self) | {"verdict": str(self.verdict)}
 

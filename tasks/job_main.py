@@ -85,7 +85,7 @@ def _mirror(job: Job, path: Path, stop: threading.Event) -> JobRecord:
 def _keep(record: JobRecord, path: Path) -> None:
     # Replaced whole: a reader never sees half a record.
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(record.to_json()))
+    beside.write_text(json.dumps(record.to_dict()))
     beside.replace(path)
 
 

@@ -282,7 +282,7 @@ class JobRecord:
         """The state with its reason, as in `stopped: budget`."""
         return f"{self.state}: {self.reason}" if self.reason else str(self.state)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For `--json`: money as decimal strings, unknown as null."""
         return {
             "job_id": self.job_id,

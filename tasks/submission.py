@@ -67,7 +67,7 @@ class SubmittedJob:
             return {"STOPPED": "cancelled", "SUCCEEDED": "done"}.get(self.status, "failed")
         return known or self.status.lower()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         return {
             "job_id": self.job_id,

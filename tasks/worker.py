@@ -65,7 +65,7 @@ class Worker:
             task.cancel()
         self._wake.set()
 
-    def _load(self) -> Agent:
+    def _load(self) -> Agent[Any]:
         if self._spec.folder is not None:
             os.chdir(self._spec.folder)
         here = str(self._spec.folder or os.getcwd())
@@ -73,7 +73,7 @@ class Worker:
             sys.path.insert(0, here)
         return load_agent(self._spec.agent)
 
-    async def _exchange(self, agent: Agent, client: AsyncAgentCloud) -> bool:
+    async def _exchange(self, agent: Agent[Any], client: AsyncAgentCloud) -> bool:
         """Bring outcomes, fetch tasks; returns whether the work is over."""
         ended, self._ended = self._ended, []
         room = 0 if self._cancelled else self._room - len(self._running)
@@ -82,7 +82,7 @@ class Worker:
             self._start(agent, client, task)
         return bool(handout.is_over) and not self._running and not self._ended
 
-    def _start(self, agent: Agent, client: AsyncAgentCloud, task: TaskInput) -> None:
+    def _start(self, agent: Agent[Any], client: AsyncAgentCloud, task: TaskInput) -> None:
         running = asyncio.create_task(attempt_task(agent, client, self._spec, task))
         self._running.add(running)
         running.add_done_callback(self._on_end)

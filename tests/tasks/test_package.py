@@ -63,7 +63,5 @@ def test_a_folder_too_large_is_refused_and_says_what_is_large(
     monkeypatch.setattr(package, "MAX_PACKAGE_BYTES", 2 << 20)
     (folder / "models").mkdir()
     (folder / "models" / "weights.bin").write_bytes(b"0" * (3 << 20))
-    with pytest.raises(
-        ConfigError, match=r"larger than 2 MiB \(so far: models \(3 MiB\).*rayignore"
-    ):
+    with pytest.raises(ConfigError, match=r"larger than 2 MiB \(so far: models \(3 M.*rayignore"):
         pack(folder, folder / "data/in.jsonl", tmp_path / "p.zip")

@@ -1,0 +1,150 @@
+"""A real Ray head of a test's own, as a user starts one, and the command line run against it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BIN = Path(sys.executable).parent
+SANDBOX_KEY = "sandbox-of-the-tests"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its stdout, which must be one JSON document."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running Ray head."""
+
+    gcs: str
+    dashboard: str
+    env: dict[str, str]
+
+    def cli(self, *args: str, cwd: Path, timeout_s: float = 120) -> Outcome:
+        """Run `agentcloud ...` as a user of this cluster does."""
+        return cli(*args, cwd=cwd, env=self.env, timeout_s=timeout_s)
+
+
+def clean_env(**more: str) -> dict[str, str]:
+    """This process's environment without anything that names a cluster or a key."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "ANTHROPIC_"))}
+    # A job's entry point is `python`, found on the head's PATH.
+    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
+    return env | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "default"} | more
+
+
+def cli(*args: str, cwd: Path, env: dict[str, str], timeout_s: float = 120) -> Outcome:
+    """Run the installed `agentcloud` command."""
+    done = subprocess.run(
+        [str(BIN / "agentcloud"), *args],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+@contextlib.contextmanager
+def ray_head(*, token: bool = True) -> Iterator[Head]:
+    """`ray start --head` in a session folder and on ports of its own; ended by its own group."""
+    # Short: Ray puts Unix sockets below it, whose paths may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="ac"))
+    gcs, dashboard, agent, agent_grpc, metrics, client = free_ports(6)
+    auth = {"RAY_AUTH_MODE": "disabled"}
+    if token:
+        path = folder / "token"
+        path.write_text(secrets.token_hex(32))
+        path.chmod(0o600)
+        auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+    env = clean_env(**auth, SANDBOX_KEY=SANDBOX_KEY)
+    process = subprocess.Popen(
+        [
+            str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats",
+            "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+            f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}",
+            "--num-cpus=4", f"--object-store-memory={200 << 20}",
+        ],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        _wait_for_port(process, dashboard)
+        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+    finally:
+        _end_group(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_port(process: subprocess.Popen[str], port: int) -> None:
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    said = process.stdout.read() if process.poll() is not None and process.stdout else ""
+    raise RuntimeError(f"ray start did not come up: {said[-2000:]}")
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    children = (
+        psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    )
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(15)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # Workers have sessions of their own; they end with their raylet, these are the stragglers.
+    _gone, alive = psutil.wait_procs(children, timeout=5)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
