@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -246,16 +246,20 @@ class Fleet:
                 return why
 
     async def _report_loads(self) -> None:
+        epoch = await self._scheduler().ping.remote()
         while True:
             await asyncio.sleep(self._config.health.report_s)
-            now_s = time.monotonic()
             loads = {
-                slot.name: replace(slot.seen.report, at_s=now_s - slot.seen.at_s)
+                slot.name: slot.seen.report
                 for slot in self._slots.values()
                 if slot.state is ReplicaState.READY
             }
-            if loads:
-                with contextlib.suppress(ray.exceptions.RayError):
+            # A scheduler that Ray has just restarted is away for a moment, and then knows nobody.
+            with contextlib.suppress(ray.exceptions.RayError, ValueError):
+                if (now := await self._scheduler().ping.remote()) != epoch:
+                    await self._scheduler().register.remote(self.endpoints())
+                    epoch = now
+                if loads:
                     await self._scheduler().report_load.remote(loads)
 
     async def _drain(self, slot: _Slot) -> None:

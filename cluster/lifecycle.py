@@ -22,7 +22,7 @@ from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NA
 from agentcloud.cluster.endpoints import check_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fleet import FleetActor, FleetStatus
-from agentcloud.cluster.scheduler_actor import SchedulerActor
+from agentcloud.cluster.scheduler_actor import start_scheduler
 
 #: Methods of long-lived actors that answer at once get this long, seconds.
 CONTROL_TIMEOUT_S = 30.0
@@ -60,6 +60,8 @@ class UpInfo:
 def switch_on_token_auth() -> None:
     """Make Ray's token authentication mandatory for this process and its children."""
     os.environ["RAY_AUTH_MODE"] = "token"
+    # Ray read its environment when it was imported; it refreshes itself in this same way.
+    ray._raylet.Config.initialize("")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
@@ -80,7 +82,6 @@ def start_local_ray(*, dashboard: bool = True, num_cpus: int | None = None) -> R
         ray.init(
             address="local",
             namespace=RAY_NAMESPACE,
-            _node_ip_address="127.0.0.1",
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
             num_cpus=num_cpus,
@@ -154,9 +155,7 @@ def up(
     if _actor(FLEET_NAME) is not None or _actor(SCHEDULER_NAME) is not None:
         raise ConfigError("a fleet is up on this cluster already; `agentcloud down` stops it")
     check_fleet(config, where=where)
-    scheduler = SchedulerActor.options(
-        name=SCHEDULER_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0
-    ).remote(config)
+    scheduler = start_scheduler(config)
     fleet = FleetActor.options(
         name=FLEET_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0
     ).remote(config, where)
