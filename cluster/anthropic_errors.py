@@ -49,7 +49,7 @@ def to_anthropic(error: BackendError) -> anthropic.APIError:
     cls, status = _CLASSES.get(error.kind, (anthropic.InternalServerError, error.status or 500))
     body = {"type": "error", "error": {"type": error.kind, "message": error.message}}
     headers = dict(error.headers)
-    retry_after_s = getattr(error, "retry_after_s", None)
+    retry_after_s = error.retry_after_s
     if retry_after_s is not None:
         headers["retry-after"] = f"{retry_after_s:g}"
     response = httpx2.Response(status, headers=headers, json=body, request=request)

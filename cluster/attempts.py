@@ -69,7 +69,6 @@ class Attempts:
         catalog: Catalog,
         rng: random.Random,
         now_s: float,
-        holder: str = "",
         max_output_tokens: int | None = None,
     ) -> None:
         """Begin a call.
@@ -83,7 +82,6 @@ class Attempts:
             catalog: prices.
             rng: jitter of backoffs.
             now_s: the clock at the caller's request.
-            holder: who holds the leases.
             max_output_tokens: in place of the request's `max_tokens`.
         """
         self._call_id = call_id
@@ -99,7 +97,6 @@ class Attempts:
             max_output_tokens=max_output_tokens or params["max_tokens"],
             needs=needs_of(params),
             routing=routing,
-            holder=holder,
         )
         self._queue_s = 0.0
         self._spent_usd = _ZERO
@@ -241,7 +238,7 @@ class Attempts:
             cost_usd=None if unknown else _ZERO,
             timings=Timings(queue_s=send.lease.queued_s, total_s=now_s - send.sent_s),
             error_kind=error.kind,
-            retry_after_s=getattr(error, "retry_after_s", None),
+            retry_after_s=error.retry_after_s,
             limit_headers=error.headers,
             unusable=is_unusable(error),
         )

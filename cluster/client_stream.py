@@ -170,8 +170,11 @@ class RoutedMessageStreamManager(MessageStreamManager[T]):
         *,
         output_format: T | NotGiven = not_given,
     ) -> None:
-        super().__init__(lambda: EventStream(loop.run(request), loop), output_format=output_format)
-        self._open = lambda: EventStream(loop.run(request), loop)
+        def opened() -> EventStream:
+            return EventStream(loop.run(request), loop)
+
+        super().__init__(opened, output_format=output_format)
+        self._open = opened
         self._output_format = output_format
         self._stream: RoutedMessageStream[T] | None = None
 

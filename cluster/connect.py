@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 
 import ray
@@ -20,6 +19,7 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.hosted import HostedEndpoint
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
+from agentcloud.cluster.ray_session import connect_ray
 from agentcloud.cluster.scheduler_client import SchedulerClient
 
 
@@ -52,36 +52,15 @@ async def connect(address: str | None = None) -> Inference:
     # Both calls block on the network.
     actor = await asyncio.to_thread(_scheduler, address)
     config: FleetConfig = await actor.config.remote()
-    return Inference(SchedulerClient(actor), endpoint_opener(config), config)
+    scheduler = SchedulerClient(actor)
+    return Inference(scheduler, endpoint_opener(config), config, on_close=scheduler.close)
 
 
 def _scheduler(address: str | None) -> ray.actor.ActorHandle:
-    where = address or os.environ.get("RAY_ADDRESS") or "auto"
-    if not ray.is_initialized():
-        # A client of an existing cluster must say that it uses tokens; only a fresh local Ray
-        # switches them on by itself.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        try:
-            ray.init(
-                address=where, namespace=RAY_NAMESPACE, log_to_driver=False, logging_level="error"
-            )
-        except ConnectionError as error:
-            raise ConfigError(
-                f"no Ray cluster at {where!r} ({_first_line(error)}); start one with "
-                f"`agentcloud up`, or give its address"
-            ) from None
-        except Exception as error:
-            raise ConfigError(
-                f"cannot join the Ray cluster at {where!r} ({_first_line(error)}); is its token "
-                f"in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token?"
-            ) from error
+    where = connect_ray(address).address
     try:
         return ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
     except ValueError:
         raise ConfigError(
             f"no agentcloud runs on the Ray cluster at {where!r}; start it with `agentcloud up`"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -60,10 +60,12 @@ class BackendError(AgentCloudError):
         status: HTTP status as the API would give it, None where there was none.
         maybe_paid: the request was sent and the answer lost: it may have cost money.
         headers: the response's headers that concern limits, lower case.
+        retry_after_s: seconds that the server asked to wait, None if it did not say.
     """
 
     default_kind = "api_error"
     default_status: int | None = 500
+    retry_after_s: float | None = None
 
     def __init__(
         self,
@@ -89,9 +91,7 @@ class RateLimited(BackendError):
     default_kind = "rate_limit_error"
     default_status = 429
 
-    def __init__(
-        self, message: str, *, retry_after_s: float | None = None, **data: Any
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **data: Any) -> None:
         super().__init__(message, **data)
         self.retry_after_s = retry_after_s
 
@@ -102,9 +102,7 @@ class Overloaded(BackendError):
     default_kind = "overloaded_error"
     default_status = 529
 
-    def __init__(
-        self, message: str, *, retry_after_s: float | None = None, **data: Any
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **data: Any) -> None:
         super().__init__(message, **data)
         self.retry_after_s = retry_after_s
 
@@ -227,9 +225,7 @@ class ToolFailed(AgentError):
 class OutputInvalid(AgentError):
     """The model's output never satisfied the asked-for type."""
 
-    def __init__(
-        self, message: str, *, attempts: int, usage: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, attempts: int, usage: dict[str, Any] | None = None) -> None:
         super().__init__(message)
         self.attempts = attempts
         self.usage = usage

@@ -120,19 +120,19 @@ def _of_status(error: anthropic.APIStatusError, endpoint: str, began: bool) -> B
         "maybe_paid": began,
         "headers": headers,
     }
-    if cls in (RateLimited, Overloaded):
-        data["retry_after_s"] = retry_after_s(headers)
     if cls is InvalidRequest and any(mark in said.lower() for mark in _TOO_LONG):
         cls = ContextTooLong
-    return cls(f"{endpoint}: {kind}: {said or 'no message given'}", **data)
+    translated = cls(f"{endpoint}: {kind}: {said or 'no message given'}", **data)
+    translated.retry_after_s = retry_after_s(headers)
+    return translated
 
 
 def _body(body: object) -> tuple[str, str]:
     """Type and message of an error body, `""` where it has none."""
     inner = body.get("error") if isinstance(body, Mapping) else None
     if not isinstance(inner, Mapping):
-        return "", body[:200] if isinstance(body, str) else ""
-    return str(inner.get("type") or ""), str(inner.get("message") or "")
+        return "", _line(body[:200]) if isinstance(body, str) else ""
+    return str(inner.get("type") or ""), _line(str(inner.get("message") or ""))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -152,4 +152,9 @@ def _never_sent(error: BaseException) -> bool:
 
 def _root(error: BaseException) -> str:
     *_, root = _chain(error)
-    return f"{type(root).__name__}: {root}" if str(root) else type(root).__name__
+    said = _line(str(root))
+    return f"{type(root).__name__}: {said}" if said else type(root).__name__
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

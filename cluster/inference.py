@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import random
 import secrets
-import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -67,6 +65,7 @@ class Inference:
         clock: Clock | None = None,
         *,
         rng: random.Random | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """Nothing is opened before the first call.
 
@@ -76,6 +75,7 @@ class Inference:
             config: fleet.yaml.
             clock: the time seam; None: the machine's.
             rng: source of jitter; None: seeded by the machine.
+            on_close: ends what was opened for this object, once its endpoints are closed.
         """
         self.config = config
         self._scheduler = scheduler
@@ -83,6 +83,7 @@ class Inference:
         self._endpoints: dict[EndpointSpec, tuple[Endpoint, str]] = {}
         self._shares: dict[str, GpuShare] = {}
         self._clock = clock or SystemClock()
+        self._on_close = on_close
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._catalog = load_catalog().with_overrides(config.hosted)
         # Names that a request's model may resolve to, for one clear error before any lease.
@@ -90,7 +91,6 @@ class Inference:
         tiers |= {model.tier for model in config.models.values()}
         self._names = frozenset({*config.models, *config.hosted, *tiers})
         self._resolved: dict[str, str] = {}
-        self._holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._call_prefix = f"call-{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
 
@@ -171,6 +171,8 @@ class Inference:
         endpoints, self._endpoints = list(self._endpoints.values()), {}
         for endpoint, _ in endpoints:
             await endpoint.close()
+        if self._on_close is not None:
+            await self._on_close()
 
     def begin(
         self, params: Params, routing: Routing, *, max_output_tokens: int | None = None
@@ -195,7 +197,6 @@ class Inference:
             catalog=self._catalog,
             rng=self._rng,
             now_s=self._clock.now(),
-            holder=self._holder,
             max_output_tokens=max_output_tokens,
         )
 
