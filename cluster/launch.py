@@ -114,7 +114,8 @@ async def launch_replica(name: str, model: str, settings: LocalModel) -> Launche
         tensor_parallel=degrees.tensor_parallel,
         cores=sorted(os.sched_getaffinity(0)),
     )
-    group, options = None, {"num_cpus": settings.cpus}
+    group = None
+    options: dict[str, Any] = {"num_cpus": settings.cpus}
     if settings.gpu is not None:
         placement = place(
             degrees.tensor_parallel, degrees.pipeline_parallel, nodes, actor_cpus=settings.cpus
