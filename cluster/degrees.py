@@ -76,7 +76,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class DegreeVerdict:
-    """One degree and what it comes to; bytes are of the fullest GPU.
+    """One degree and what it comes to; bytes are of a GPU of the stage with the least room.
 
     Attributes:
         nodes: nodes it takes.
@@ -114,7 +114,7 @@ def budget_bytes(hardware: Hardware) -> int:
 def judge(
     shape: ModelShape, hardware: Hardware, workload: Workload, tensor_parallel: int, stages: int
 ) -> DegreeVerdict:
-    """Say what one degree comes to. The stage with the least room decides."""
+    """Say what one degree comes to."""
     tp, context = tensor_parallel, workload.context_tokens or DEFAULT_CONTEXT_TOKENS
     per_node = max(1, hardware.gpus_per_node // tp)
     verdict = DegreeVerdict(tp, stages, -(-stages // per_node), Verdict.INVALID, "")
@@ -128,46 +128,61 @@ def judge(
         shape, gpu, tensor_parallel=tp, ranks=tp * stages, sequences=workload.sequences,
         batched_tokens=min(batched, workload.sequences * context),
     )  # fmt: skip
-    weights, room, capacity = 0, budget, None
-    for layers in stage_layers(shape.layers, stages):
-        held = rank_weight_bytes(shape, layers, tp)
-        free = max(0, budget - held - allowance)
-        block = BLOCK_TOKENS * kv_bytes_per_token(
-            shape, layers=len(layers), tensor_parallel=tp, fp8_kv=workload.fp8_kv
-        )
-        kv = free if hardware.kv_bytes_per_gpu is None else hardware.kv_bytes_per_gpu
-        weights, room = max(weights, held), min(room, free)
-        # One block is vLLM's null block and holds nothing.
-        tokens = max(0, kv // block - 1) * BLOCK_TOKENS
-        capacity = tokens if capacity is None else min(capacity, tokens)
-    capacity = capacity or 0
-    kv = room if hardware.kv_bytes_per_gpu is None else hardware.kv_bytes_per_gpu
-    verdict = replace(
-        verdict, weight_bytes=weights, allowance_bytes=allowance,
-        kv_bytes=min(kv, room), kv_capacity_tokens=capacity,
-    )  # fmt: skip
+    # The stage with the least room decides: first one that is over, then the fewest tokens.
+    tightest = min(
+        (
+            _stage_room(shape, hardware, workload, layers, tp, budget - allowance)
+            for layers in stage_layers(shape.layers, stages)
+        ),
+        key=lambda stage: (stage.spare_bytes >= 0, stage.kv_tokens, stage.spare_bytes),
+    )
+    weights, capacity = tightest.weight_bytes, tightest.kv_tokens
+    verdict = replace(verdict, weight_bytes=weights, allowance_bytes=allowance)
     # Four cases: the weights do not go in; they do but nothing is left; some KV; enough KV.
     size, limit = f"{weights / GIB:.1f} GiB of weights a GPU", f"{budget / GIB:.1f} GiB usable"
     if weights > budget:
-        return replace(verdict, verdict=Verdict.TOO_BIG, kv_bytes=0, kv_capacity_tokens=0,
-                       reason=f"{size}, {limit}")  # fmt: skip
-    if room == 0 or kv > room:
-        asked = f" and {kv / GIB:.1f} GiB of KV cache" if hardware.kv_bytes_per_gpu else ""
+        return replace(verdict, verdict=Verdict.TOO_BIG, reason=f"{size}, {limit}")
+    if tightest.spare_bytes < 0:
+        asked = f" and {tightest.kv_bytes / GIB:.1f} GiB of KV cache" if tightest.kv_bytes else ""
+        reason = f"{allowance / GIB:.1f} GiB of activations and CUDA{asked}, {limit}"
         return replace(
-            verdict, verdict=Verdict.TOO_BIG, kv_bytes=0, kv_capacity_tokens=0,
-            reason=f"{size} leave no room for {allowance / GIB:.1f} GiB of activations and CUDA"
-            f"{asked}, {limit}",
-        )  # fmt: skip
+            verdict, verdict=Verdict.TOO_BIG, reason=f"{size} leave no room for {reason}"
+        )
+    verdict = replace(verdict, kv_bytes=tightest.kv_bytes, kv_capacity_tokens=capacity)
     requests = capacity // block_tokens(context)
     if capacity < needed_tokens(workload):
         some = "almost no KV" if capacity < 2 * context else f"KV for {requests} requests only"
+        asked = f"{capacity:,} tokens, {needed_tokens(workload):,} asked for"
         return replace(
-            verdict, verdict=Verdict.LITTLE_KV,
-            reason=f"holds the weights with {some}: {capacity:,} tokens, "
-            f"{needed_tokens(workload):,} asked for",
-        )  # fmt: skip
+            verdict, verdict=Verdict.LITTLE_KV, reason=f"holds the weights with {some}: {asked}"
+        )
     reason = f"KV for {capacity:,} tokens, {requests} requests of {context:,}"
     return replace(verdict, verdict=Verdict.FITS, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _StageRoom:
+    """One rank of a pipeline stage; `spare_bytes` is negative where it holds too much."""
+
+    weight_bytes: int
+    kv_bytes: int
+    kv_tokens: int
+    spare_bytes: int
+
+
+def _stage_room(
+    shape: ModelShape, hardware: Hardware, workload: Workload, layers: range, tp: int, usable: int
+) -> _StageRoom:
+    weights = rank_weight_bytes(shape, layers, tp)
+    room = usable - weights
+    fixed = hardware.kv_bytes_per_gpu
+    kv_bytes = max(0, room) if fixed is None else fixed
+    block = BLOCK_TOKENS * kv_bytes_per_token(
+        shape, layers=len(layers), tensor_parallel=tp, fp8_kv=workload.fp8_kv
+    )
+    # One block is vLLM's null block and holds nothing.
+    tokens = max(0, kv_bytes // block - 1) * BLOCK_TOKENS
+    return _StageRoom(weights, kv_bytes, tokens, room if fixed is None else room - fixed)
 
 
 def candidate_degrees(

@@ -95,16 +95,10 @@ def rank_weight_bytes(shape: ModelShape, layers: range, tensor_parallel: int) ->
     two share their weights and their stage, they are held once.
     """
     width = shape.dtype_bytes
-    total = 0
-    for layer in layers:
-        total += shape.norm_parameters_per_layer * width
-        for linear in shape.linears(layer):
-            inputs, outputs = _slice(shape, linear, tensor_parallel)
-            if shape.quantisation is not None and shape.is_quantised(linear):
-                matrix = shape.quantisation.matrix_bytes(inputs, outputs)
-            else:
-                matrix = inputs * outputs * width
-            total += linear.copies * (matrix + (outputs * width if linear.bias else 0))
+    if shape.is_uniform:
+        total = len(layers) * _layer_bytes(shape, 0, tensor_parallel)
+    else:
+        total = sum(_layer_bytes(shape, layer, tensor_parallel) for layer in layers)
     table = _padded_vocab(shape) // tensor_parallel * shape.hidden * width
     first, last = layers.start == 0, layers.stop == shape.layers
     if first:
@@ -153,6 +147,19 @@ def allowance_bytes(
     if gpu.is_cpu:
         return working
     return working + _CUDA_GRAPH_BYTES + (_RUNTIME_PARALLEL_BYTES if ranks > 1 else _RUNTIME_BYTES)
+
+
+def _layer_bytes(shape: ModelShape, layer: int, tensor_parallel: int) -> int:
+    width = shape.dtype_bytes
+    total = shape.norm_parameters_per_layer * width
+    for linear in shape.linears(layer):
+        inputs, outputs = _slice(shape, linear, tensor_parallel)
+        if shape.quantisation is not None and shape.is_quantised(linear):
+            matrix = shape.quantisation.matrix_bytes(inputs, outputs)
+        else:
+            matrix = inputs * outputs * width
+        total += linear.copies * (matrix + (outputs * width if linear.bias else 0))
+    return total
 
 
 def _slice(shape: ModelShape, linear: Linear, tensor_parallel: int) -> tuple[int, int]:

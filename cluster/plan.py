@@ -76,7 +76,8 @@ def make_plan(
         workload: what the replica must hold at once.
         dtype: as vLLM's `--dtype`, or a what-if quantisation (`fp8`, `awq`, `gptq`).
         tensor_parallel: only this degree; None: the smallest that fits.
-        pipeline_parallel: only this many stages; None: as few as fit.
+        pipeline_parallel: only this many stages; None: as few as fit, or one where
+            `tensor_parallel` is given.
 
     Raises:
         PlanError: nothing fits; it says why and what is nearest.
@@ -90,6 +91,8 @@ def make_plan(
             nearest=f"context {shape.context_tokens}",
         )
     workload = replace(workload, context_tokens=context)
+    if tensor_parallel and not pipeline_parallel:
+        pipeline_parallel = 1
     tried: list[DegreeVerdict] = []
     for tp, pp in candidate_degrees(shape, hardware, tensor_parallel, pipeline_parallel):
         if pp > 1 and any(found.verdict is Verdict.FITS for found in tried):

@@ -51,7 +51,10 @@ def plan_command(
         int | None, typer.Option(min=1, help="Judge this degree only.")
     ] = None,
     pipeline_parallel: Annotated[
-        int | None, typer.Option(min=1, help="Judge this many stages only.")
+        int | None,
+        typer.Option(
+            min=1, help="Judge this many stages only. [default: 1 with --tensor-parallel]"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -133,7 +136,7 @@ def render_plan(plan: Plan) -> RenderableType:
         )
     nodes = f" over {plan.chosen.nodes} nodes" if plan.chosen.nodes > 1 else ""
     foot = Text.assemble(
-        "GiB of the fullest GPU; other: activations, CUDA, NCCL and CUDA graphs, an allowance.\n",
+        "GiB of the GPU with the least room; other: activations, CUDA and its graphs, NCCL.\n",
         "smallest that fits: ",
         (plan.chosen.label, "bold green"),
         f", {plan.chosen.gpus} GPU{'s' if plan.chosen.gpus > 1 else ''} a replica{nodes}",

@@ -128,6 +128,11 @@ class ModelShape:
         return not self.quantisation.skips(linear.name)
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether every layer takes the same memory."""
+        return not self.dense_layers and not (self.quantisation and self.quantisation.skipped)
+
+    @property
     def inner_sizes(self) -> tuple[int, ...]:
         """The MLP widths that a tensor-parallel degree must divide."""
         if not self.experts:
