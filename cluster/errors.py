@@ -51,6 +51,10 @@ class PlanError(ConfigError):
         self.nearest = nearest
 
 
+class UnplannedModel(PlanError):
+    """A model whose memory is not known exactly; it may well run with degrees set by hand."""
+
+
 class BackendError(AgentCloudError):
     """An endpoint failed a call.
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import psutil
+import structlog
 from ray.util.placement_group import PlacementGroup
 
 from agentcloud.cluster.config import LocalModel
 from agentcloud.cluster.degrees import Hardware, Workload
 from agentcloud.cluster.engine_settings import engine_settings, model_folder
-from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.errors import ConfigError, PlanError, UnplannedModel
 from agentcloud.cluster.placement import NodeGpus, place
 from agentcloud.cluster.placement_ray import actor_options, create_placement_group, ray_nodes
 from agentcloud.cluster.plan import make_plan
 from agentcloud.cluster.plan_data import cpu_share, gpu_kind, model_shape
 from agentcloud.cluster.replica import start_replica
 
+log = structlog.get_logger()
+
 _GIB = 1 << 30
-#: More sequences than this are not planned at full context: real prompts are shorter.
+#: `auto` takes the smallest degree that holds so many requests at full context, if any does.
 _PLANNED_CONCURRENCY = 16
 
 
@@ -59,39 +64,54 @@ def degrees_of(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Degrees:
         PlanError: it does not fit, with the reason and what would.
         ConfigError: it asks for GPUs and the cluster has none.
     """
-    shape = model_shape(str(model_folder(model.path)))
     asked = None if model.tensor_parallel == "auto" else model.tensor_parallel
+    try:
+        shape = model_shape(str(model_folder(model.path)))
+    except UnplannedModel:
+        if asked is None:
+            raise
+        log.warning("model_not_planned", model=name, tensor_parallel=asked)
+        return Degrees(asked, model.pipeline_parallel)
+    plan = partial(
+        make_plan,
+        shape,
+        _hardware(name, model, nodes),
+        dtype=model.dtype,
+        tensor_parallel=asked if model.gpu else asked or 1,
+        pipeline_parallel=model.pipeline_parallel,
+    )
+    # What vLLM itself demands: one request of the longest context.
+    least = Workload(
+        context_tokens=model.context_tokens or shape.context_tokens,
+        concurrency=1,
+        sequences=model.max_concurrency,
+    )
+    if asked is None and model.gpu is not None:
+        comfort = replace(least, concurrency=min(model.max_concurrency, _PLANNED_CONCURRENCY))
+        with suppress(PlanError):
+            chosen = plan(comfort).chosen
+            return Degrees(chosen.tensor_parallel, chosen.pipeline_parallel)
+    chosen = plan(least).chosen
+    return Degrees(chosen.tensor_parallel, chosen.pipeline_parallel)
+
+
+def _hardware(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Hardware:
     if model.gpu is None:
-        ranks = (asked or 1) * model.pipeline_parallel
-        hardware = Hardware(
+        tensor_parallel = 1 if model.tensor_parallel == "auto" else model.tensor_parallel
+        ranks = tensor_parallel * model.pipeline_parallel
+        return Hardware(
             cpu_share(psutil.virtual_memory().total, ranks=ranks),
             gpus_per_node=ranks,
             kv_bytes_per_gpu=int(model.kv_cache_gib * _GIB),
         )
-        concurrency = 1
-    else:
-        with_gpus = [node.total_gpus for node in nodes if node.total_gpus]
-        if not with_gpus:
-            raise ConfigError(
-                f"asks for {model.gpu} and no node of this cluster has a GPU; leave `gpu` out to "
-                "run on the CPU",
-                where=f"fleet.yaml: models.{name}",
-            )
-        hardware = Hardware(gpu_kind(model.gpu), gpus_per_node=max(with_gpus), nodes=len(with_gpus))
-        concurrency = min(model.max_concurrency, _PLANNED_CONCURRENCY)
-    plan = make_plan(
-        shape,
-        hardware,
-        Workload(
-            context_tokens=model.context_tokens,
-            concurrency=concurrency,
-            sequences=model.max_concurrency,
-        ),
-        dtype=model.dtype,
-        tensor_parallel=asked if model.gpu else asked or 1,
-        pipeline_parallel=model.pipeline_parallel if model.pipeline_parallel > 1 else None,
-    )
-    return Degrees(plan.chosen.tensor_parallel, plan.chosen.pipeline_parallel)
+    with_gpus = [node.total_gpus for node in nodes if node.total_gpus]
+    if not with_gpus:
+        raise ConfigError(
+            f"asks for {model.gpu} and no node of this cluster has a GPU; leave `gpu` out to "
+            "run on the CPU",
+            where=f"fleet.yaml: models.{name}",
+        )
+    return Hardware(gpu_kind(model.gpu), gpus_per_node=max(with_gpus), nodes=len(with_gpus))
 
 
 async def launch_replica(name: str, model: str, settings: LocalModel) -> Launched:

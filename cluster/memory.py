@@ -51,6 +51,8 @@ class Gpu:
     @property
     def default_batched_tokens(self) -> int:
         """The `max_num_batched_tokens` that vLLM takes for a server on it."""
+        if self.is_cpu:
+            return 4096
         if self.memory_bytes >= 160 * GIB:
             return 16384
         return 8192 if self.memory_bytes >= 70 * GIB and "A100" not in self.name else 2048

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentcloud.cluster.errors import PlanError
+from agentcloud.cluster.errors import UnplannedModel
 
 _SCALE_BYTES = 2
 _FP8_SCALE_BYTES = 4
@@ -92,7 +92,7 @@ def parse_quantisation(config: Mapping[str, Any], *, name: str) -> Quantisation 
     """Read `quantization_config` of a config.json; None: the weights are not quantised.
 
     Raises:
-        PlanError: a method whose storage is not known here.
+        UnplannedModel: a method whose storage is not known here.
     """
     raw = config.get("quantization_config") or config.get("compression_config")
     if not raw:
@@ -109,7 +109,7 @@ def parse_quantisation(config: Mapping[str, Any], *, name: str) -> Quantisation 
         return Quantisation(method, bits, group=group if group > 0 else None, skipped=skipped)
     if method == "compressed-tensors":
         return _compressed_tensors(raw, skipped, name)
-    raise PlanError(
+    raise UnplannedModel(
         f"cannot plan for quantisation {method or 'without a quant_method'!r}; known: fp8, "
         "fbgemm_fp8, awq, gptq, compressed-tensors",
         where=name,
@@ -122,7 +122,7 @@ def _compressed_tensors(
     schemes = [group.get("weights") or {} for group in (raw.get("config_groups") or {}).values()]
     forms = {(s.get("type"), s.get("num_bits"), s.get("group_size")) for s in schemes}
     if len(forms) != 1:
-        raise PlanError(
+        raise UnplannedModel(
             f"compressed-tensors with {len(forms)} weight schemes; only one is planned for",
             where=name,
         )
@@ -134,7 +134,7 @@ def _compressed_tensors(
     }
     method = methods.get((kind, bits))
     if method is None or bits is None:
-        raise PlanError(f"cannot plan for compressed-tensors {bits}-bit {kind}", where=name)
+        raise UnplannedModel(f"cannot plan for compressed-tensors {bits}-bit {kind}", where=name)
     block = schemes[0].get("block_structure")
     return Quantisation(
         method,

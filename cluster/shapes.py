@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from agentcloud.cluster.errors import PlanError
+from agentcloud.cluster.errors import PlanError, UnplannedModel
 from agentcloud.cluster.quantisation import Quantisation, parse_quantisation, what_if
 
 SUPPORTED = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe")
@@ -240,13 +240,13 @@ def shape_from_config(config: Mapping[str, Any], *, name: str) -> ModelShape:
 def _refuse_unsupported(config: Mapping[str, Any], architecture: str, name: str) -> None:
     """Three kinds: attention that is not plain, models of several towers, unknown layouts."""
     if config.get("kv_lora_rank"):
-        raise PlanError(
+        raise UnplannedModel(
             f"{architecture or 'this model'} uses multi-head latent attention, whose KV cache is "
             "not planned for; set tensor_parallel by hand",
             where=name,
         )
     if "text_config" in config or "vision_config" in config:
-        raise PlanError(
+        raise UnplannedModel(
             f"{architecture or 'this model'} is multimodal, whose towers are not planned for; set "
             "tensor_parallel by hand",
             where=name,
@@ -254,7 +254,7 @@ def _refuse_unsupported(config: Mapping[str, Any], architecture: str, name: str)
     kinds = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if architecture not in SUPPORTED or kinds:
         what = f"layers of kind {', '.join(sorted(kinds))}" if kinds else f"{architecture!r} models"
-        raise PlanError(
+        raise UnplannedModel(
             f"cannot plan for {what}; known architectures: {', '.join(SUPPORTED)}; set "
             "tensor_parallel by hand",
             where=name,
