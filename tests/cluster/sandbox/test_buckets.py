@@ -7,7 +7,7 @@ from typing import Any
 import anthropic
 import pytest
 from anthropic import AsyncAnthropic
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.clock import FakeClock
@@ -22,6 +22,7 @@ bursts_s = st.floats(0.1, 60)
 steps = st.lists(st.tuples(st.floats(0, 120), st.integers(0, 2_000)), max_size=60)
 
 
+@settings(deadline=None)
 @given(limit=limits_per_minute, burst_s=bursts_s, steps=steps)
 def test_no_window_lets_through_more_than_a_bucket_and_its_refill(
     limit: int, burst_s: float, steps: list[tuple[float, int]]
@@ -42,6 +43,7 @@ def test_no_window_lets_through_more_than_a_bucket_and_its_refill(
             assert total <= allowed * (1 + 1e-9) + 1e-6
 
 
+@settings(deadline=None)
 @given(limit=limits_per_minute, burst_s=bursts_s, steps=steps, wanted=st.integers(1, 2_000))
 def test_waiting_as_told_is_enough_and_not_too_long(
     limit: int, burst_s: float, steps: list[tuple[float, int]], wanted: int
@@ -59,6 +61,7 @@ def test_waiting_as_told_is_enough_and_not_too_long(
     assert bucket.wait_s(wanted, now_s + wait_s) <= 1e-6 * max(1.0, now_s + wait_s)
 
 
+@settings(deadline=None)
 @given(limit=limits_per_minute, burst_s=bursts_s, steps=steps)
 def test_a_level_never_exceeds_capacity_and_fills_when_said(
     limit: int, burst_s: float, steps: list[tuple[float, int]]
@@ -72,6 +75,7 @@ def test_a_level_never_exceeds_capacity_and_fills_when_said(
     assert bucket.level(full_s) == pytest.approx(bucket.capacity, abs=1e-3)
 
 
+@settings(deadline=None)
 @given(
     requests=st.one_of(st.none(), st.integers(1, 50)),
     tokens=st.one_of(st.none(), st.integers(1, 5_000)),

@@ -6,7 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.sandbox.errors import ApiError
@@ -58,6 +58,7 @@ schemas = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(schema=schemas, seed=st.integers(0, 2**32))
 def test_instances_of_accepted_schemas_are_valid(schema: dict[str, Any], seed: int) -> None:
     whole = {**an_object({"value": schema}, set()), "$defs": {"person": PERSON}}
@@ -97,6 +98,7 @@ loose_tools = st.one_of(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(schema=loose_tools, seed=st.integers(0, 2**32))
 def test_limits_of_tools_that_are_not_strict_are_kept(schema: dict[str, Any], seed: int) -> None:
     jsonschema.validate(make_instance(schema, Random(seed)), schema)
@@ -109,6 +111,7 @@ def test_limits_of_tools_that_are_not_strict_are_kept(schema: dict[str, Any], se
         r"^\S{3,}$", r"^.{2}\s.*$", r"^[a-f0-9]{8}$",
     ],
 )  # fmt: skip
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_patterns_are_met(pattern: str, seed: int) -> None:
     made = make_instance({"type": "string", "pattern": pattern}, Random(seed))

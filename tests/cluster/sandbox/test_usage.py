@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Usage
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.clock import FakeClock
@@ -103,6 +103,7 @@ def test_a_mark_at_the_top_marks_the_last_block() -> None:
     assert [block.ttl for block in prompt_blocks(params)] == ["5m"]
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=30),
     marks=st.lists(st.tuples(st.integers(0, 29), st.booleans()), max_size=4),
@@ -120,6 +121,7 @@ def test_every_token_is_billed_exactly_once(
         assert min(parts) >= 0
 
 
+@settings(deadline=None)
 @given(parts=st.tuples(*[st.integers(0, 10_000)] * 4).filter(any), total=st.integers(1, 50_000))
 def test_another_tokenizers_total_is_split_alike(
     parts: tuple[int, int, int, int], total: int
