@@ -44,6 +44,8 @@ WORDS = [
 ]
 #: Below this depth optional parts are left out, so that recursive tool schemas end.
 _DEEP = 6
+#: Schemas that demand to be recursed for ever get nothing below this depth.
+_TOO_DEEP = 40
 
 
 def make_instance(schema: Mapping[str, Any], rng: Random) -> Any:
@@ -57,7 +59,7 @@ class _Maker:
         self._rng = rng
 
     def make(self, schema: Any, depth: int) -> Any:
-        if not isinstance(schema, Mapping):
+        if not isinstance(schema, Mapping) or depth > _TOO_DEEP:
             return None
         schema = self._flatten(schema)
         if "const" in schema:
@@ -89,7 +91,9 @@ class _Maker:
     def _flatten(self, schema: Any) -> dict[str, Any]:
         """`$ref` and `allOf` merged into the schema itself."""
         flat = dict(schema) if isinstance(schema, Mapping) else {}
-        while "$ref" in flat or "allOf" in flat:
+        for _ in range(_TOO_DEEP):
+            if "$ref" not in flat and "allOf" not in flat:
+                break
             parts: list[Any] = list(flat.pop("allOf", ()))
             if "$ref" in flat:
                 parts.append(resolve_ref(self._root, flat.pop("$ref")))

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from pydantic_core import from_json, to_json
 
 from agentcloud.cluster.sandbox.errors import invalid
 
@@ -30,9 +35,34 @@ def check_schema(schema: Any, where: str) -> None:
     Raises:
         ApiError: names the place: recursion, limits of numbers or lengths, objects that are open.
     """
+    check_is_schema(schema, where)
+    _Checker(schema, where).check(schema, where, ())
+
+
+def check_is_schema(schema: Any, where: str) -> None:
+    """Refuse what is no JSON schema at all.
+
+    Raises:
+        ApiError: it is none of draft 2020-12.
+    """
     if not isinstance(schema, Mapping):
         raise invalid(where, "Input should be a valid dictionary")
-    _Checker(schema, where).check(schema, where, ())
+    problem = _schema_problem(to_json(schema))
+    if problem is not None:
+        raise invalid(
+            where,
+            f"JSON schema is invalid. It must match JSON Schema draft 2020-12: {problem}",
+        )
+
+
+# Calls repeat their schemas, and a check takes about a millisecond.
+@lru_cache(maxsize=1024)
+def _schema_problem(schema_json: bytes) -> str | None:
+    try:
+        Draft202012Validator.check_schema(from_json(schema_json))
+    except SchemaError as error:
+        return f"{error.json_path}: {error.message}"
+    return None
 
 
 class _Checker:

@@ -9,7 +9,7 @@ from typing import Any
 from agentcloud.cluster.sandbox.conversation import check_content, check_mark, check_messages
 from agentcloud.cluster.sandbox.errors import invalid
 from agentcloud.cluster.sandbox.prompt import MAX_MARKS, PromptBlock
-from agentcloud.cluster.sandbox.schemas import check_schema
+from agentcloud.cluster.sandbox.schemas import check_is_schema, check_schema
 from agentcloud.cluster.sandbox.settings import ModelSpec
 from agentcloud.cluster.sandbox.signatures import Signer
 
@@ -57,6 +57,7 @@ def check_request(
     for field in params:
         if field not in _KNOWN_FIELDS:
             raise invalid(field, "Extra inputs are not permitted")
+    check_mark(params.get("cache_control"), "cache_control")
     if not counting:
         _check_max_tokens(params, model, spec)
         _check_sampling(params)
@@ -130,7 +131,6 @@ def _check_sampling(params: Mapping[str, Any]) -> None:
         raise invalid("stream", "Input should be a valid boolean")
     if not isinstance(params.get("metadata") or {}, Mapping):
         raise invalid("metadata", "Input should be a valid dictionary")
-    check_mark(params.get("cache_control"), "cache_control")
 
 
 def _check_tools(params: Mapping[str, Any]) -> None:
@@ -164,6 +164,7 @@ def _check_input_schema(tool: Mapping[str, Any], where: str) -> None:
         raise invalid(where, "Field required")
     if not isinstance(schema, Mapping) or schema.get("type") != "object":
         raise invalid(f"{where}.type", "Input should be 'object'")
+    check_is_schema(schema, where)
     if tool.get("strict"):
         check_schema(schema, where)
 
