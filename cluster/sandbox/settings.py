@@ -35,6 +35,7 @@ class ModelSpec(_Settings):
         hides_thinking: `thinking.display` is `omitted` unless given: blocks have empty texts.
         forced_tools: whether `tool_choice` may be `any` or `tool`.
         prefill: whether a conversation may end with an assistant message.
+        sampling: whether `temperature`, `top_p` and `top_k` may be given.
     """
 
     display_name: str
@@ -51,6 +52,7 @@ class ModelSpec(_Settings):
     hides_thinking: bool = False
     forced_tools: bool = True
     prefill: bool = True
+    sampling: bool = True
 
 
 def known_models() -> dict[str, ModelSpec]:

@@ -60,7 +60,7 @@ def check_request(
     check_mark(params.get("cache_control"), "cache_control")
     if not counting:
         _check_max_tokens(params, model, spec)
-        _check_sampling(params)
+        _check_sampling(params, spec)
     check_messages(params, model, spec, signer)
     if params.get("system") is not None:
         check_content(params["system"], "system", "system", signer)
@@ -110,7 +110,10 @@ def _check_max_tokens(params: Mapping[str, Any], model: str, spec: ModelSpec) ->
         )
 
 
-def _check_sampling(params: Mapping[str, Any]) -> None:
+def _check_sampling(params: Mapping[str, Any], spec: ModelSpec) -> None:
+    for field in ("temperature", "top_p", "top_k"):
+        if params.get(field) is not None and not spec.sampling:
+            raise invalid(field, "is not supported for this model")
     for field in ("temperature", "top_p"):
         value = params.get(field)
         if value is None:

@@ -62,6 +62,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 1.5}, "temperature: range: 0..1"),
     ({"temperature": "hot"}, "temperature: Input should be a valid number"),
     ({"top_p": -0.1}, "top_p: range: 0..1"),
+    ({"temperature": 0.5, "model": NEWEST}, "temperature: is not supported for this model"),
     ({"top_k": 0.5}, "top_k: Input should be a valid integer"),
     ({"stop_sequences": "END"}, "stop_sequences: Input should be a list"),
     ({"stop_sequences": [" "]}, "stop_sequences: each stop sequence must contain non-whitespace"),
