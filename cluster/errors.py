@@ -46,8 +46,8 @@ class PlanError(ConfigError):
     def __init__(
         self, message: str, *, where: str | None = None, nearest: str | None = None
     ) -> None:
-        super().__init__(f"{message}; nearest that fits: {nearest}" if nearest else message)
-        self.where = where
+        message = f"{message}; nearest that fits: {nearest}" if nearest else message
+        super().__init__(message, where=where)
         self.nearest = nearest
 
 

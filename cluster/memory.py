@@ -35,7 +35,7 @@ class Gpu:
     """A kind of GPU (or, with `is_cpu`, one rank's share of a machine's memory).
 
     Attributes:
-        memory_bytes: what the driver reports as total.
+        memory_bytes: total, as CUDA reports it.
         bandwidth_bytes_per_s: of its memory.
         bf16_flops: dense, a second; 0: unknown.
         compute_capability: NVIDIA's; below 8.0 there is no bfloat16.

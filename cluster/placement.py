@@ -163,7 +163,6 @@ def _refusal(tp: int, stages: int, nodes: Sequence[NodeGpus], actor_cpus: float)
         return PlanError(
             f"needs {tp * stages} GPUs and no node of the cluster has any; "
             "leave `gpu` out to run on the CPU, or add GPU nodes",
-            where="placement",
         )
     room = f"{largest.free_gpus} free of {largest.total_gpus}"
     if largest.free_gpus < tp:
@@ -176,7 +175,7 @@ def _refusal(tp: int, stages: int, nodes: Sequence[NodeGpus], actor_cpus: float)
             f"needs {stages} groups of {tp} GPUs, each on one node; there is room for {whole} "
             f"({sum(node.free_gpus for node in nodes)} GPUs free in all)"
         )
-    return PlanError(why, where="placement", nearest=_nearest(tp, stages, nodes, actor_cpus))
+    return PlanError(why, nearest=_nearest(tp, stages, nodes, actor_cpus))
 
 
 def _nearest(tp: int, stages: int, nodes: Sequence[NodeGpus], actor_cpus: float) -> str | None:

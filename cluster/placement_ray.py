@@ -69,7 +69,6 @@ def create_placement_group(
             raise PlanError(
                 f"{placement.ranks} GPUs were not reserved within {timeout_s:g} s: somebody else "
                 "took them, or a node left; see `ray status`",
-                where="placement",
             )
         rank_places(placement, group)
     except BaseException:

@@ -143,12 +143,11 @@ def _refusal(
         _first_fit(shape, hardware, workload) if tensor_parallel or pipeline_parallel else None,
         _smaller_ask(closest, workload),
         _eight_bits(shape, hardware, workload),
-        _more_nodes(shape, hardware, workload),
+        _more_gpus(shape, hardware, workload),
     ]
     nearest = "; or ".join(option for option in options if option) or None
     return PlanError(
         f"{shape.name} ({shape.weights_label}) does not fit {where}: {why}",
-        where="plan",
         nearest=nearest,
     )
 
@@ -179,9 +178,15 @@ def _eight_bits(shape: ModelShape, hardware: Hardware, workload: Workload) -> st
     return f"dtype fp8 with {fit}" if fit else None
 
 
-def _more_nodes(shape: ModelShape, hardware: Hardware, workload: Workload) -> str | None:
+def _more_gpus(shape: ModelShape, hardware: Hardware, workload: Workload) -> str | None:
+    """More GPUs in a node, as far as nodes are built; else more nodes."""
     if hardware.gpu.is_cpu:
         return None
+    for gpus in (2, 4, 8):
+        if gpus > hardware.gpus_per_node and (
+            fit := _first_fit(shape, replace(hardware, gpus_per_node=gpus), workload)
+        ):
+            return f"{gpus} GPUs a node with {fit}"
     for nodes in (2, 3, 4, 6, 8):
         if nodes > hardware.nodes and (
             fit := _first_fit(shape, replace(hardware, nodes=nodes), workload)

@@ -43,7 +43,7 @@ def gpu_kind(name: str) -> Gpu:
     for known, gpu in kinds.items():
         if known.lower() == name.lower():
             return gpu
-    raise PlanError(f"no GPU kind {name!r}; {_hint(name, list(kinds))}", where="gpu")
+    raise PlanError(f"no GPU kind {name!r}; {_hint(name, list(kinds))}")
 
 
 def cpu_share(memory_bytes: int, *, ranks: int = 1) -> Gpu:
@@ -80,7 +80,6 @@ def model_shape(model: str) -> ModelShape:
         raise PlanError(
             f"no model {model!r}: neither a folder nor a known name; "
             f"{_hint(model.lower(), list(catalogue))}",
-            where="model",
         )
     try:
         config = json.loads(path.read_text())
@@ -102,5 +101,8 @@ def _data(file: str) -> dict[str, Any]:
 
 
 def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    longer = [full for full in known if full.lower().startswith(name.lower())]
+    close = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(repr(full) for full in close)}?"
+    return f"known: {', '.join(known)}"

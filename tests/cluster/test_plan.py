@@ -80,6 +80,12 @@ def test_405b_at_bf16_takes_two_nodes_and_at_fp8_one() -> None:
     )
 
 
+def test_a_node_with_too_few_gpus_is_told_how_many_would_do() -> None:
+    with pytest.raises(PlanError) as refused:
+        plan("llama-3-70b", per_node=1)
+    assert refused.value.nearest == "4 GPUs a node with tensor_parallel: 4"
+
+
 def test_mixtral_holds_all_its_experts() -> None:
     found = plan("mixtral-8x7b")
     assert found.weight_bytes / 1e9 == pytest.approx(93.4, abs=0.1)
@@ -258,7 +264,7 @@ def test_ranks_together_hold_the_whole_model_and_little_more(
 
 @settings(max_examples=40, deadline=None)
 @given(MODELS, HARDWARE, DTYPES)
-def test_a_refusal_is_one_line_and_its_more_nodes_do_fit(
+def test_a_refusal_is_one_line_and_the_hardware_it_names_does_fit(
     model: str, hardware: Hardware, dtype: str
 ) -> None:
     refused = refusal_of(model_shape(model), hardware, dtype)
@@ -267,6 +273,10 @@ def test_a_refusal_is_one_line_and_its_more_nodes_do_fit(
     assert "\n" not in str(refused)
     for option in (refused.nearest or "").split("; or "):
         words = option.split()
-        if len(words) > 1 and words[1] == "nodes":
-            more = replace(hardware, nodes=int(words[0]))
+        if len(words) > 1 and words[1] in ("nodes", "GPUs"):
+            more = (
+                replace(hardware, nodes=int(words[0]))
+                if words[1] == "nodes"
+                else replace(hardware, gpus_per_node=int(words[0]))
+            )
             assert refusal_of(model_shape(model), more, dtype) is None

@@ -216,7 +216,7 @@ def test_a_broken_folder_is_one_clear_error(
 ) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(PlanError, match=message):
+    with pytest.raises(PlanError, match=f"{tmp_path}.*{message}"):
         model_shape(str(tmp_path))
 
 
@@ -225,4 +225,6 @@ def test_unknown_names_are_met_with_the_nearest_known() -> None:
         model_shape("llama3-70b")
     with pytest.raises(PlanError, match="did you mean 'H100-80G'"):
         gpu_kind("H100-80")
+    with pytest.raises(PlanError, match="did you mean 'H100-80G' or 'H100-94G'"):
+        gpu_kind("h100")
     assert gpu_kind("h100-80g") is gpu_kinds()["H100-80G"]
