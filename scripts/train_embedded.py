@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from agentcloud.tasks.demo.corpus import Conversation, conversations
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from agentcloud.tasks.demo.corpus import Conversation, conversations
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "cluster" / "data" / "models"
@@ -30,7 +31,7 @@ CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 VOCABULARY_TOKENS = 1024
 CONTEXT_TOKENS = 2048
 TRAINED_CONTEXT_TOKENS = 1024
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 # Tickets and tool results carry a little of the loss too: it teaches which
 # words keep company, and that is how an unknown phrase finds its label.
 PROMPT_LOSS_WEIGHT = 0.1
@@ -57,8 +58,8 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("triage-small", 128, 3, 4, 2, 256, steps=1200, peak_learning_rate=3e-3, seed=1),
-    Recipe("triage-large", 192, 4, 6, 2, 512, steps=1000, peak_learning_rate=2.5e-3, seed=2),
+    Recipe("triage-small", 128, 3, 4, 2, 256, steps=1500, peak_learning_rate=3e-3, seed=1),
+    Recipe("triage-large", 192, 4, 6, 2, 512, steps=1500, peak_learning_rate=2e-3, seed=2),
 )
 
 
@@ -212,7 +213,7 @@ def train(
         target_weights = weights[:, 1:].flatten()
         loss = (losses * target_weights).sum() / target_weights.sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:

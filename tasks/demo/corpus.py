@@ -205,9 +205,9 @@ def _framed(ticket: str, rng: random.Random) -> str:
 
 def _system(rng: random.Random) -> list[Message]:
     draw = rng.random()
-    if draw < 0.15:
+    if draw < 0.35:
         return []
-    return [_says("system", SYSTEM_PROMPT if draw < 0.75 else rng.choice(_SYSTEMS))]
+    return [_says("system", SYSTEM_PROMPT if draw < 0.8 else rng.choice(_SYSTEMS))]
 
 
 def _chat_system(rng: random.Random) -> list[Message]:

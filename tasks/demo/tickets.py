@@ -76,7 +76,8 @@ def write_ticket(expected: Triage, wording: Wording, rng: random.Random) -> str:
 def _sentences(expected: Triage, wording: Wording, rng: random.Random) -> list[str]:
     """Draw the ticket's sentences: the issue, its urgency, and what surrounds them."""
     n_issues = 2 if rng.random() < _KEEPS_TWO_ISSUES else 1
-    issues = rng.sample(wording.issues[expected.category], n_issues)
+    drawn = rng.sample(wording.issues[expected.category], n_issues)
+    issues = [expand(issue, rng) for issue in drawn]  # not every alternative names the product
     if not any("{product}" in issue for issue in issues):
         issues.insert(0, rng.choice(wording.intros))
     urgency = rng.choice(wording.urgencies[expected.urgency])

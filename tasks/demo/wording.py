@@ -12,8 +12,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal, TypeAlias, get_args
 
-from agentcloud.tasks.demo.triage import Category, Product, Urgency
 from pydantic import BaseModel, ConfigDict, Field
+
+from agentcloud.tasks.demo.triage import Category, Product, Urgency
 
 WordingName: TypeAlias = Literal["training", "held-out"]
 WORDING_NAMES: tuple[WordingName, ...] = get_args(WordingName)
