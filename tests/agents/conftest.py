@@ -15,7 +15,7 @@ from agentcloud.cluster.config import parse_fleet
 from agentcloud.cluster.connect import endpoint_opener
 from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.inference import Inference
-from agentcloud.cluster.sandbox import Sandbox
+from agentcloud.cluster.sandbox import Sandbox, SandboxConfig
 from agentcloud.cluster.scheduler import SchedulerCore
 from agentcloud.cluster.scheduler_client import LocalScheduler
 
@@ -24,7 +24,8 @@ SMALL, LARGE = "claude-haiku-5-5", "claude-sonnet-5-5"
 
 @pytest_asyncio.fixture
 async def sandbox() -> AsyncIterator[Sandbox]:
-    async with Sandbox() as running:
+    config = SandboxConfig(aliases={"claude-sonnet-4-20250514": LARGE})
+    async with Sandbox(config) as running:
         yield running
 
 
@@ -38,6 +39,7 @@ async def scheduler(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> LocalS
                 SMALL: {"account": "main", "tier": "small"},
                 LARGE: {"account": "main", "tier": "large"},
             },
+            "aliases": {"claude-sonnet-4-*": "large"},
         }
     )
     core = SchedulerCore(

@@ -127,12 +127,13 @@ async def test_a_used_up_budget(client: AsyncAgentCloud, scheduler: LocalSchedul
 async def test_our_error_behind_anthropic_s_comes_through(
     client: AsyncAgentCloud, sandbox: Sandbox
 ) -> None:
-    sandbox.add_fault(Fault(kind=FaultKind.OVERLOADED), count=50)
+    sandbox.add_fault(Fault(kind=FaultKind.OVERLOADED), count=2)
+    ctx = Context(client, attempts=Attempts(0))
     with pytest.raises(Overloaded):
-        await Context(client).ask("hi")
+        await ctx.ask("hi")
     with pytest.raises(Overloaded):
-        async for _ in Context(client).stream("hi"):
-            pass
+        await anext(ctx.stream("hi", tier="large"))
+    assert len(sandbox.calls) == 2
 
 
 async def test_all_layers_together_never_send_more_than_the_attempts_allow(
