@@ -16,6 +16,7 @@ import typer
 from agentcloud.cluster.errors import AgentCloudError, ConfigError
 from agentcloud.cluster.plan_cli import plan_command
 from agentcloud.tasks import cli_cluster, cli_jobs, cli_run
+from agentcloud.tasks.demo.run import demo_command
 
 app = typer.Typer(
     name="agentcloud",
@@ -49,6 +50,7 @@ app.command("down")(cli_cluster.down_command)
 app.command("endpoints")(cli_cluster.endpoints_command)
 app.command("doctor")(cli_cluster.doctor_command)
 app.command("plan")(plan_command)
+app.command("demo")(demo_command)
 
 
 def main() -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.tasks.cli_options import FleetOpt, GcsAddressOpt, JsonOpt, say
 from agentcloud.tasks.money import show_usd
-from agentcloud.tasks.render import show_duration, show_ms
+from agentcloud.tasks.render import show_duration, show_ms, stdout_console
 
 if TYPE_CHECKING:
     from agentcloud.tasks.doctor import Check
@@ -106,7 +105,7 @@ def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -
     if as_json:
         typer.echo(json.dumps(snapshot, default=str))
     else:
-        Console().print(endpoints_table(snapshot["endpoints"]))
+        stdout_console().print(endpoints_table(snapshot["endpoints"]))
 
 
 def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -163,7 +162,7 @@ def doctor_command(
     if as_json:
         typer.echo(json.dumps([check.to_dict() for check in checks]))
     else:
-        Console().print(_checks_table(checks))
+        stdout_console().print(_checks_table(checks))
     failed = any(check.verdict is Verdict.FAIL for check in checks)
     raise typer.Exit(1 if failed else 0)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.tasks.cli_options import (
@@ -31,7 +30,7 @@ from agentcloud.tasks.cli_options import (
     say,
     usd_option,
 )
-from agentcloud.tasks.render import jobs_table, show_duration
+from agentcloud.tasks.render import jobs_table, show_duration, stdout_console
 from agentcloud.tasks.spec import JobSpec, OnBadInput, new_job_id
 
 if TYPE_CHECKING:
@@ -198,7 +197,7 @@ def list_command(address: AddressOpt = None, as_json: JsonOpt = False) -> None:
     if as_json:
         typer.echo(json.dumps([job.to_dict() for job in jobs]))
     elif jobs:
-        Console().print(jobs_table(jobs))
+        stdout_console().print(jobs_table(jobs))
     else:
         say("no jobs yet")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from agentcloud.tasks.cli_options import (
     AgentArg,
@@ -25,7 +24,7 @@ from agentcloud.tasks.cli_options import (
     say,
     usd_option,
 )
-from agentcloud.tasks.render import ProgressView, summary_table
+from agentcloud.tasks.render import ProgressView, stdout_console, summary_table
 from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnBadInput, new_job_id
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _print_summary(record: JobRecord, as_json: bool, *, dashboard_url: str | Non
     if as_json:
         typer.echo(json.dumps(record.to_dict()))
         return
-    console = Console()
+    console = stdout_console()
     console.print(summary_table(record))
     if record.detail:
         console.print(f"{record.label}: {record.detail}", style="yellow", markup=False)

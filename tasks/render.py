@@ -22,7 +22,16 @@ RATE_WINDOW_S = 10.0
 #: Without a terminal a line is printed this often, seconds.
 LINE_EVERY_S = 5.0
 
+#: Width of tables that go into a file or a pipe, characters.
+FILE_WIDTH = 140
+
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "yellow"}
+
+
+def stdout_console() -> Console:
+    """For tables: as wide as the terminal, or wide enough where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_WIDTH)
 
 
 class RateMeter:

@@ -217,13 +217,15 @@ class Supervisor:
             await worker.run.remote()
         except ray.exceptions.RayTaskError as error:
             del self._workers[name]
+            ray.kill(worker)
             self._board.lose(name, "its worker failed", _now())
             self._fail(one_line(error.cause if error.cause is not None else error))
         except ray.exceptions.RayError as error:
             del self._workers[name]
             self._on_death(name, " ".join(str(error).split())[:300])
         else:
-            self._workers.pop(name, None)
+            del self._workers[name]
+            ray.kill(worker)
 
     def _on_death(self, name: str, why: str) -> None:
         held = self._board.lose(name, _cause_of_death(why), _now())

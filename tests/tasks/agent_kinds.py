@@ -29,46 +29,34 @@ async def answers(ctx: Context, item: dict[str, Any]) -> Reply:
 
 
 @agent(tier="large")
-async def raises(ctx: Context, item: dict[str, Any]) -> str:
-    if item["text"] == "bad":
-        raise ValueError("I do not like\nthis one")
-    return "fine"
+async def mixed(ctx: Context, item: dict[str, Any]) -> Any:
+    """Does what its item says."""
+    match item["do"]:
+        case "answer":
+            return await ctx.ask(f"Answer: {item['text']}", output=Reply, max_tokens=64)
+        case "raise":
+            raise ValueError("I do not like\nthis one")
+        case "exit":
+            raise SystemExit(3)
+        case "never valid":
+            return await ctx.ask("Anything", output=NeverValid, max_tokens=64)
+        case "too long":
+            return await ctx.ask("word " * 50_000, max_tokens=64)
+        case "no json":
+            return object()
+        case "sleep":
+            await asyncio.sleep(600)
+        case "kill":
+            await asyncio.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return None
 
 
-@agent(tier="large")
-async def never_valid(ctx: Context, item: dict[str, Any]) -> NeverValid:
-    return await ctx.ask("Anything", output=NeverValid, max_tokens=64)
-
-
-@agent(tier="large")
-async def too_long(ctx: Context, item: dict[str, Any]) -> str:
-    return await ctx.ask("word " * 50_000, max_tokens=64)
-
-
-@agent(tier="large")
-async def no_calls(ctx: Context, item: dict[str, Any]) -> Any:
-    return item
-
-
-@agent(tier="large")
-async def no_json(ctx: Context, item: dict[str, Any]) -> Any:
-    return object()
-
-
-@agent(tier="large")
-async def sleeps(ctx: Context, item: dict[str, Any]) -> float:
-    await asyncio.sleep(item["seconds"])
-    return float(item["seconds"])
-
-
-@agent(tier="large")
+@agent(tier="slow")
 async def waits_at_the_model(ctx: Context, item: dict[str, Any]) -> str:
     return await ctx.ask("Answer slowly", max_tokens=64)
 
 
-@agent(tier="large")
-async def kills_its_worker(ctx: Context, item: dict[str, Any]) -> str:
-    await asyncio.sleep(0.05)
-    if item["text"] == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "alive"
+@agent
+async def no_calls(ctx: Context, item: dict[str, Any]) -> Any:
+    return item

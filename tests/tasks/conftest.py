@@ -40,7 +40,6 @@ def hosted_fleet(url: str, **more: Any) -> dict[str, Any]:
 def sandbox() -> Iterator[SandboxProcess]:
     config = SandboxConfig(latency={SLOW_MODEL: Latency(ttft_s=60.0)})
     with SandboxProcess(config) as process:
-        process.wait()
         yield process
 
 
