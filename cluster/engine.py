@@ -35,11 +35,13 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 from vllm.outputs import RequestOutput
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from agentcloud.cluster.contracts import LoadReport, Params, Timings
+from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_load import LoadMeter
 from agentcloud.cluster.engine_requests import check_request
 from agentcloud.cluster.engine_settings import EngineSettings
@@ -171,6 +173,9 @@ class LocalEngine:
             ReplicaLost: the engine did not come up.
         """
         os.environ.update(settings.env)
+        if settings.forks:
+            # vLLM offers spawn and fork only; see engine_fork.py for why neither will do.
+            engine_utils.get_mp_context = fork_server
         meter = LoadMeter()
 
         class Stats(StatLoggerBase):  # type: ignore[misc]

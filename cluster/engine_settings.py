@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from agentcloud.cluster.config import LocalModel
@@ -18,7 +17,8 @@ _EMBEDDED = "embedded:"
 _QUIET_ENV = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 
 
@@ -30,11 +30,14 @@ class EngineSettings:
         model: the name it serves.
         args: vLLM's server arguments by their Python names.
         env: environment of the engine's processes.
+        forks: its processes are forked from a server that has imported vllm (CPU only: a CUDA
+            process must not be forked).
     """
 
     model: str
     args: Mapping[str, Any]
     env: Mapping[str, str] = field(default_factory=dict)
+    forks: bool = False
 
     @property
     def processes(self) -> int:
@@ -80,6 +83,7 @@ def engine_settings(
         "tool_call_parser": model.tool_parser,
         "enable_prompt_tokens_details": True,
         "enable_log_requests": False,
+        "use_tqdm_on_load": False,
         # A grammar that allows blanks lets a weak model fill its whole answer with them.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
@@ -91,23 +95,30 @@ def engine_settings(
             # Explicit, because the default claims a share of the machine's whole memory.
             "kv_cache_memory_bytes": int(model.kv_cache_gib * _GIB),
         }
-        env["VLLM_CPU_OMP_THREADS_BIND"] = _thread_binding(name, processes, cores)
+        env |= _threads(name, processes, cores)
     elif processes > 1:
         # Ray's executor puts its workers into the placement group of the actor that starts it.
         args["distributed_executor_backend"] = "ray"
     args |= model.engine_args
     env |= model.env
-    return EngineSettings(model=name, args=MappingProxyType(args), env=MappingProxyType(env))
+    return EngineSettings(model=name, args=args, env=env, forks=model.gpu is None)
 
 
-def _thread_binding(name: str, processes: int, cores: Sequence[int]) -> str:
-    """VLLM's `VLLM_CPU_OMP_THREADS_BIND`: a disjoint run of cores for each process.
+def _threads(name: str, processes: int, cores: Sequence[int]) -> dict[str, str]:
+    """How the engine's processes use the CPU cores.
 
-    A single process is left unbound: several replicas may share the machine, and binding would
-    pin them all to the same cores. Several processes must be told apart, or vLLM refuses.
+    One process is left unbound: several replicas may share the machine, and binding would pin
+    them all to the same cores. It takes half of them: its front and its scheduler need the rest,
+    and a thread that waits for a core it was promised holds up all others (15 times slower,
+    measured on 2 cores). Several processes must be told apart, or vLLM refuses; their threads are
+    bound by their environment, so they are spawned and not forked.
     """
     if processes == 1:
-        return "nobind"
+        return {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+            "OMP_NUM_THREADS": str(max(1, len(cores) // 2)),
+        }
     if len(cores) < processes:
         raise ConfigError(
             f"{processes} engine processes need a CPU core each and this node offers "
@@ -116,4 +127,7 @@ def _thread_binding(name: str, processes: int, cores: Sequence[int]) -> str:
         )
     share = len(cores) // processes
     runs = [cores[rank * share : (rank + 1) * share] for rank in range(processes)]
-    return "|".join(",".join(str(core) for core in run) for run in runs)
+    return {
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, run)) for run in runs),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }

@@ -9,6 +9,7 @@ its calls are aborted: it leaves a pending object behind that Ray reports as los
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import time
@@ -19,9 +20,11 @@ import ray
 import structlog
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE, LoadReport, Params
+from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_settings import EngineSettings
 from agentcloud.cluster.errors import BackendError
 from agentcloud.cluster.outbox import Outbox
+from agentcloud.cluster.reaper import start_reaper
 from agentcloud.cluster.replica_wire import (
     Answered,
     Failed,
@@ -49,6 +52,10 @@ class _Holder:
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.gone = asyncio.Event()
 
+    def finished(self, key: int, _task: asyncio.Task[None]) -> None:
+        """A call's task ended, however it did."""
+        self.tasks.pop(key, None)
+
 
 class Replica:
     """One engine serving many callers. Start one with `start_replica`."""
@@ -56,16 +63,23 @@ class Replica:
     def __init__(self, name: str, settings: EngineSettings) -> None:
         self._name = name
         self._settings = settings
+        self._stopping = False
         self._engine: LocalEngine | None = None
         self._starting: asyncio.Task[ReplicaInfo] | None = None
         self._holders: dict[str, _Holder] = {}
         self._watchers: set[asyncio.Task[None]] = set()
+        # Before anything else is started: what this process starts must not outlive it.
+        self._reaper = start_reaper()
 
     def __repr__(self) -> str:
         return f"Replica({self._name})"
 
     async def ready(self) -> ReplicaInfo:
-        """Start the engine the first time; returns once it serves. Tens of seconds."""
+        """Start the engine the first time; returns once it serves. Tens of seconds.
+
+        Raises:
+            Exception: whatever kept the engine from starting; the actor is of no use then.
+        """
         if self._starting is None:
             self._starting = asyncio.create_task(self._start())
         return await asyncio.shield(self._starting)
@@ -100,7 +114,7 @@ class Replica:
         for order in orders:
             task = asyncio.create_task(self._serve(order, state.outbox))
             state.tasks[order.key] = task
-            task.add_done_callback(lambda _, key=order.key: state.tasks.pop(key, None))
+            task.add_done_callback(functools.partial(state.finished, order.key))
 
     async def revoke(self, holder: str, keys: list[int]) -> None:
         """Abort a holder's own calls; nothing comes back for them."""
@@ -127,12 +141,16 @@ class Replica:
         for holder in list(self._holders):
             self._drop(holder)
         if self._engine is not None:
+            self._stopping = True
             await self._engine.shutdown()
 
     async def _start(self) -> ReplicaInfo:
         started_s = time.monotonic()
         # vllm reads its environment while it is imported.
         os.environ.update(self._settings.env)
+        if self._settings.forks:
+            # Imports vllm in a process of its own while this one does.
+            fork_server()
         from agentcloud.cluster.engine import LocalEngine
 
         self._engine = await LocalEngine.start(self._settings)
@@ -195,8 +213,9 @@ class Replica:
         """An engine never comes back: end with it, so that whoever waits learns at once."""
         while not engine.is_dead:  # noqa: ASYNC110  # vllm offers a flag, nothing to await
             await asyncio.sleep(_DEATH_POLL_S)
-        log.error("engine died, replica ends", endpoint=self._name)
-        os._exit(1)
+        if not self._stopping:
+            log.error("engine died, replica ends", endpoint=self._name)
+            os._exit(1)
 
 
 def start_replica(
