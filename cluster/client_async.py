@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, overload
 
 import anthropic
 import httpx2
 from anthropic import NotGiven, not_given
 from anthropic.types import MessageTokensCount, ParsedMessage
 from pydantic import TypeAdapter
+from typing_extensions import TypeVar
 
 from agentcloud.cluster.anthropic_errors import raising_anthropic
 from agentcloud.cluster.client_params import request_of, seconds
@@ -25,7 +26,8 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.message import RoutedMessage, RoutedParsedMessage, parsed_with_receipt
 
-T = TypeVar("T")
+#: Type of a parsed output; None where `stream` is asked for none.
+T = TypeVar("T", default=None)
 
 #: Arguments of the bare client that have no meaning here, because keys are the fleet's.
 _IGNORED: Final = frozenset({"api_key", "auth_token", "webhook_key", "credentials"})

@@ -7,11 +7,12 @@ import threading
 import weakref
 from collections.abc import Awaitable
 from concurrent.futures import CancelledError
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, overload
 
 import httpx2
 from anthropic import NotGiven, not_given
 from anthropic.types import MessageTokensCount
+from typing_extensions import TypeVar
 
 from agentcloud.cluster.client_async import AsyncAgentCloud, with_format
 from agentcloud.cluster.client_stream import EventStream, RoutedMessageStreamManager
@@ -19,7 +20,8 @@ from agentcloud.cluster.contracts import Routing
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.message import RoutedMessage, RoutedParsedMessage
 
-T = TypeVar("T")
+#: Type of a parsed output; None where `stream` is asked for none.
+T = TypeVar("T", default=None)
 
 
 class BackgroundLoop:
