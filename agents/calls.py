@@ -48,7 +48,7 @@ class Calls:
         step = await self._recorder.begin(params) if self._recorder else None
         if step is not None and step.answer is not None:
             return self._count(step.answer)
-        with _our_errors():
+        with self._our_errors():
             message = await self._client.messages.create(routing=self._capped(routing), **params)
         if self._recorder is not None and step is not None:
             await self._recorder.done(step, message)
@@ -63,7 +63,7 @@ class Calls:
             yield answer_text(step.answer)
             yield self._count(step.answer)
             return
-        with _our_errors():
+        with self._our_errors():
             async with self._client.messages.stream(
                 routing=self._capped(routing), **params
             ) as stream:
@@ -73,6 +73,18 @@ class Calls:
         if self._recorder is not None and step is not None:
             await self._recorder.done(step, message)
         yield self._count(message)
+
+    @contextmanager
+    def _our_errors(self) -> Iterator[None]:
+        """Raise the `BackendError` behind anthropic's exception: it says more, and pickles."""
+        try:
+            yield
+        except (anthropic.APIError, BackendError) as raised:
+            error = raised if isinstance(raised, BackendError) else raised.__cause__
+            if not isinstance(error, BackendError):
+                raise
+            self.attempts.charge(error.sends - 1)
+            raise error from error.__cause__
 
     def _capped(self, routing: Routing) -> Routing:
         sends = 1 + self.attempts.left
@@ -101,14 +113,3 @@ class RoutedSender:
     def spend_attempt(self, why: str, last: str | None = None) -> None:
         """Spend one of the task's extra attempts."""
         self.calls.attempts.spend(why, last=last)
-
-
-@contextmanager
-def _our_errors() -> Iterator[None]:
-    """Raise the `BackendError` behind anthropic's exception: it says more, and pickles."""
-    try:
-        yield
-    except anthropic.APIError as error:
-        if isinstance(error.__cause__, BackendError):
-            raise error.__cause__ from None
-        raise

@@ -65,11 +65,13 @@ class BackendError(AgentCloudError):
         maybe_paid: the request was sent and the answer lost: it may have cost money.
         headers: the response's headers that concern limits, lower case.
         retry_after_s: seconds that the server asked to wait, None if it did not say.
+        sends: how often the call was sent before this error was given to its caller.
     """
 
     default_kind = "api_error"
     default_status: int | None = 500
     retry_after_s: float | None = None
+    sends: int = 1
 
     def __init__(
         self,

@@ -250,6 +250,7 @@ class Inference:
         """
         settlement, decision = run.failed(send, error, self._clock.now())
         self._scheduler.settle(settlement)
+        error.sends = run.attempt
         if isinstance(decision, Fail):
             raise error
         if decision.wait_s > 0:

@@ -12,6 +12,7 @@ from agentcloud.agents import Context, agent, run_agent, tool
 from agentcloud.agents.attempts import Attempts
 from agentcloud.cluster.client import AsyncAgentCloud
 from agentcloud.cluster.errors import (
+    BackendError,
     BudgetExceeded,
     NoEndpoint,
     OutputInvalid,
@@ -136,6 +137,17 @@ async def test_our_error_behind_anthropic_s_comes_through(
     assert len(sandbox.calls) == 2
 
 
+async def test_sends_of_a_call_that_fails_spend_attempts_too(
+    client: AsyncAgentCloud, sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault(kind=FaultKind.CONFLICT), count=3)
+    ctx = Context(client, attempts=Attempts(2))
+    with pytest.raises(BackendError) as caught:
+        await ctx.ask("hi")
+    assert caught.value.sends == len(sandbox.calls) == 3
+    assert ctx.attempts.left == 0
+
+
 async def test_all_layers_together_never_send_more_than_the_attempts_allow(
     client: AsyncAgentCloud, sandbox: Sandbox
 ) -> None:
@@ -146,10 +158,10 @@ async def test_all_layers_together_never_send_more_than_the_attempts_allow(
         while True:  # the agent's own retries: a layer that ends only with the attempts
             try:
                 await ctx.ask(item, output=Impossible, repairs=10)
-            except OutputInvalid:
+            except (OutputInvalid, BackendError):
                 continue
 
-    sandbox.add_fault(Fault(kind=FaultKind.API_ERROR), count=1)
+    sandbox.add_fault(Fault(kind=FaultKind.CONFLICT), count=2)
     attempts = Attempts(5)
     with pytest.raises(Exception, match="no attempts left for output Impossible"):
         await run_agent(stubborn, Context(client, attempts=attempts), "Count.")
