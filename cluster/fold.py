@@ -28,13 +28,13 @@ class MessageFold:
 
     Attributes:
         started: `message_start` has come: the prompt has been taken, so it may cost money.
-        has_content: a content block has begun.
+        has_delta: content has begun to arrive.
         is_complete: `message_stop` has come.
     """
 
     def __init__(self) -> None:
         self.started = False
-        self.has_content = False
+        self.has_delta = False
         self.is_complete = False
         self._message: dict[str, Any] = {}
         self._blocks: list[dict[str, Any]] = []
@@ -53,9 +53,9 @@ class MessageFold:
         """
         kind = event["type"]
         if kind == "content_block_delta":
+            self.has_delta = True
             self._add_delta(event["index"], event["delta"])
         elif kind == "content_block_start":
-            self.has_content = True
             self._blocks.append(dict(event["content_block"]))
         elif kind == "message_start":
             self.started = True

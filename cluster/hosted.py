@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, TypeVar, cast
 
 import httpx2
@@ -22,7 +22,8 @@ from agentcloud.cluster.contracts import Answer, Call, EndpointSpec, Params, Tim
 from agentcloud.cluster.errors import BackendError, ConfigError, StreamBroken, Unusable
 from agentcloud.cluster.fold import MessageFold, message_of
 from agentcloud.cluster.hosted_clients import ClientPool
-from agentcloud.cluster.hosted_errors import limit_headers, translate
+from agentcloud.cluster.hosted_errors import limit_headers, of_body, translate
+from agentcloud.cluster.sse import SseReader
 
 T = TypeVar("T")
 
@@ -107,15 +108,20 @@ class HostedEndpoint:
     async def _streamed(self, call: Call, fold: MessageFold) -> Answer:
         sent_s = time.perf_counter()
         first_s: float | None = None
-        events = await _post(self.client(), call, object)
+        response: httpx2.Response = await _post(self.client(), call, httpx2.Response)
+        headers = limit_headers(response.headers)
+        reader = SseReader()
         try:
-            async for event in cast("AsyncIterator[dict[str, Any]]", events):
-                fold.add(event)
-                if first_s is None and event["type"] == "content_block_delta":
+            async for chunk in response.aiter_bytes():
+                for event in reader.feed(chunk):
+                    if event["type"] == "error":
+                        raise of_body(event, headers, self._spec.name, began=fold.started)
+                    fold.add(event)
+                if first_s is None and fold.has_delta:
                     first_s = time.perf_counter()
         finally:
             # Also on cancellation: an unread response must not go back to the pool.
-            await events.close()
+            await response.aclose()
         if not fold.is_complete:
             raise self.cut(fold)
         now_s = time.perf_counter()
@@ -126,7 +132,7 @@ class HostedEndpoint:
                 generation_s=None if first_s is None else now_s - first_s,
                 total_s=now_s - sent_s,
             ),
-            limit_headers=limit_headers(events.response.headers),
+            limit_headers=headers,
         )
 
     async def _unary(self, call: Call) -> Answer:
@@ -215,7 +221,8 @@ class HostedStream:
             self._left_s -= time.perf_counter() - began_s
 
 
-async def _post(client: AsyncAnthropic, call: Call, cast_to: Any) -> AsyncStream[Any]:
+async def _post(client: AsyncAnthropic, call: Call, cast_to: Any) -> Any:
+    """An open event stream: typed events, or the bare response."""
     return await client.post(
         _MESSAGES,
         body={**call.params, "stream": True},

@@ -7,7 +7,7 @@ status was 200. Messages never hold request headers, so no key can leak through 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import anthropic
@@ -109,20 +109,40 @@ def translate(error: Exception, endpoint: str, *, timeout_s: float, began: bool)
 
 def _of_status(error: anthropic.APIStatusError, endpoint: str, began: bool) -> BackendError:
     headers = limit_headers(error.response.headers)
-    kind, said = _body(error.body)
+    return of_body(error.body, headers, endpoint, status=error.status_code, began=began)
+
+
+def of_body(
+    body: object,
+    headers: Mapping[str, str],
+    endpoint: str,
+    *,
+    began: bool,
+    status: int | None = None,
+) -> BackendError:
+    """Our error for an error body of the API, or for an `error` event inside a stream.
+
+    Args:
+        body: the JSON as received.
+        headers: the response's, those about limits.
+        endpoint: name of the endpoint.
+        began: the answer had begun to arrive.
+        status: HTTP status; None, or below 400, inside a stream.
+    """
+    kind, said = _body(body)
     if kind not in _STATUSES:
-        kind = kind_of_status(error.status_code)
+        kind = kind_of_status(status)
     cls = _CLASSES[kind]
-    data: dict[str, Any] = {
-        "endpoint": endpoint,
-        "kind": kind,
-        "status": error.status_code if error.status_code >= 400 else _STATUSES[kind],
-        "maybe_paid": began,
-        "headers": headers,
-    }
     if cls is InvalidRequest and any(mark in said.lower() for mark in _TOO_LONG):
         cls = ContextTooLong
-    translated = cls(f"{endpoint}: {kind}: {said or 'no message given'}", **data)
+    translated = cls(
+        f"{endpoint}: {kind}: {said or 'no message given'}",
+        endpoint=endpoint,
+        kind=kind,
+        status=status if status is not None and status >= 400 else _STATUSES[kind],
+        maybe_paid=began,
+        headers=headers,
+    )
     translated.retry_after_s = retry_after_s(headers)
     return translated
 
