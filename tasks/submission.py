@@ -24,7 +24,7 @@ from ray.util.state import get_log
 from ray.util.state.exception import RayStateApiException
 
 from agentcloud.cluster.errors import ConfigError, TaskError
-from agentcloud.cluster.lifecycle import switch_on_token_auth
+from agentcloud.cluster.ray_session import switch_on_token_auth
 from agentcloud.tasks.package import pack
 from agentcloud.tasks.spec import JobSpec
 
