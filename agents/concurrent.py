@@ -34,12 +34,12 @@ async def map_ordered(
 
     async def work() -> None:
         nonlocal first_error
-        for number, item in numbered:
-            try:
+        try:
+            for number, item in numbered:
                 results[number] = await function(item)
-            except Exception as error:
-                first_error = first_error or error
-                raise
+        except Exception as error:
+            first_error = first_error or error
+            raise
 
     try:
         async with asyncio.TaskGroup() as group:
