@@ -73,7 +73,7 @@ def check_fleet(config: FleetConfig, *, where: str = "fleet.yaml") -> None:
         ConfigError: naming file, key and remedy.
     """
     for name, model in config.models.items():
-        _check_folder(model_folder(model.path), f"{where}: models.{name}.path")
+        check_model_folder(model_folder(model.path), f"{where}: models.{name}.path")
     for name in {hosted.account for hosted in config.hosted.values()}:
         config.accounts[name].key(f"{where}: accounts.{name}")
     hosted_specs(config)
@@ -94,7 +94,12 @@ def _hosted_spec(entry: HostedEntry, hosted: HostedModel, config: FleetConfig) -
     )
 
 
-def _check_folder(folder: Path, where: str) -> None:
+def check_model_folder(folder: Path, where: str) -> None:
+    """See that a folder holds a model.
+
+    Raises:
+        ConfigError: it does not; `where` names the setting.
+    """
     if not folder.is_dir():
         raise ConfigError(
             f"no model folder {folder}; it must hold config.json, weights and tokenizer",

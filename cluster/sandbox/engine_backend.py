@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
 import os
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from anthropic.types import Message
 
 from agentcloud.cluster.config import LocalModel
-from agentcloud.cluster.engine import LocalEngine
-from agentcloud.cluster.engine_settings import engine_settings
+from agentcloud.cluster.endpoints import check_model_folder
+from agentcloud.cluster.engine_settings import engine_settings, model_folder
 from agentcloud.cluster.sandbox.backed import BackedResponder
 from agentcloud.cluster.sandbox.server import serve
 from agentcloud.cluster.sandbox.settings import SandboxConfig
+
+if TYPE_CHECKING:
+    from agentcloud.cluster.engine import LocalEngine
 
 
 class EngineBackend:
@@ -27,9 +31,13 @@ class EngineBackend:
 
     Args:
         path: model folder, or `embedded:NAME`.
+
+    Raises:
+        ConfigError: there is no model there.
     """
 
     def __init__(self, path: str) -> None:
+        check_model_folder(model_folder(path), "--model")
         model = LocalModel(path=path, kv_cache_gib=0.25, context_tokens=1024, max_concurrency=128)
         cores = sorted(os.sched_getaffinity(0))
         self._settings = engine_settings("sandbox", model, tensor_parallel=1, cores=cores)
@@ -55,8 +63,14 @@ class EngineBackend:
         return await asyncio.shield(self._starting)
 
     async def __aenter__(self) -> Self:
-        self._starting = asyncio.create_task(LocalEngine.start(self._settings))
+        self._starting = asyncio.create_task(self._start())
         return self
+
+    async def _start(self) -> LocalEngine:
+        # vllm takes seconds to import: in a thread, so that the server listens meanwhile.
+        module = await asyncio.to_thread(importlib.import_module, "agentcloud.cluster.engine")
+        engine: LocalEngine = await module.LocalEngine.start(self._settings)
+        return engine
 
     async def __aexit__(
         self,
@@ -67,7 +81,7 @@ class EngineBackend:
         assert self._starting is not None
         self._starting.cancel()
         (started,) = await asyncio.gather(self._starting, return_exceptions=True)
-        if isinstance(started, LocalEngine):
+        if not isinstance(started, BaseException):
             await started.shutdown()
 
 
