@@ -14,6 +14,7 @@ from anthropic.types import Message
 
 from agentcloud.cluster.config import LocalModel
 from agentcloud.cluster.endpoints import check_model_folder
+from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_settings import engine_settings, model_folder
 from agentcloud.cluster.sandbox.backed import BackedResponder
 from agentcloud.cluster.sandbox.server import serve
@@ -67,7 +68,11 @@ class EngineBackend:
         return self
 
     async def _start(self) -> LocalEngine:
-        # vllm takes seconds to import: in a thread, so that the server listens meanwhile.
+        # vllm reads its environment while it is imported, which takes seconds: by the fork server
+        # and, so that this process listens meanwhile, by a thread.
+        os.environ.update(self._settings.env)
+        if self._settings.forks:
+            fork_server()
         module = await asyncio.to_thread(importlib.import_module, "agentcloud.cluster.engine")
         engine: LocalEngine = await module.LocalEngine.start(self._settings)
         return engine

@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.sandbox.settings import SandboxConfig
@@ -39,12 +41,15 @@ class SandboxProcess:
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             command,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             # Ctrl-C goes to whoever started it, who then ends it in order.
             start_new_session=True,
         )
         self._url: str | None = None
+        self._last = "it ended without a word"
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -67,14 +72,20 @@ class SandboxProcess:
         self._announced("ready")
 
     def _announced(self, key: str) -> Any:
-        """Read its lines of JSON up to the one that holds `key`."""
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        for line in self._process.stdout:
+        """Wait for the line of JSON that holds `key`."""
+        while (line := self._lines.get()) is not None:
             if line.startswith("{") and key in (said := json.loads(line)):
                 return said[key]
-        last = self._process.stderr.read().strip().splitlines()
-        raise ConfigError(f"the sandbox did not start: {last[-1] if last else 'no reason given'}")
+            if line.strip():
+                self._last = line.strip()
+        raise ConfigError(f"the sandbox did not start: {self._last}")
+
+    def _read(self, pipe: IO[str]) -> None:
+        # To the end, so that a talkative engine never finds the pipe full.
+        with pipe:
+            for line in pipe:
+                self._lines.put(line)
+        self._lines.put(None)
 
     def close(self) -> None:
         """End it; safe to call twice."""
@@ -85,9 +96,6 @@ class SandboxProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
 
     def __enter__(self) -> Self:
         return self
