@@ -20,7 +20,13 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from agentcloud.tasks.demo.corpus import Conversation, conversations
 
@@ -34,7 +40,10 @@ TRAINED_CONTEXT_TOKENS = 1024
 BATCH_TOKENS = 2048
 # Tickets and tool results carry a little of the loss too: it teaches which
 # words keep company, and that is how an unknown phrase finds its label.
-PROMPT_LOSS_WEIGHT = 0.1
+PROMPT_LOSS_WEIGHT = 0.03
+# Of an answer's fifteen tokens only the three labels are hard; without this the
+# easy ones drown them.
+LABEL_LOSS_WEIGHT = 5.0
 
 END = "<|im_end|>"
 PADDING = "<|endoftext|>"
@@ -58,8 +67,8 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("triage-small", 128, 3, 4, 2, 256, steps=1500, peak_learning_rate=3e-3, seed=1),
-    Recipe("triage-large", 192, 4, 6, 2, 512, steps=1500, peak_learning_rate=2e-3, seed=2),
+    Recipe("triage-small", 128, 3, 4, 2, 256, steps=2500, peak_learning_rate=3e-3, seed=1),
+    Recipe("triage-large", 192, 4, 6, 2, 512, steps=2500, peak_learning_rate=2e-3, seed=2),
 )
 
 
@@ -121,10 +130,11 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self._end = tokenizer.convert_tokens_to_ids(END)
+        self._colon = tokenizer.convert_tokens_to_ids('":"')
         self._answer_start: list[int] = tokenizer.encode("<|im_start|>assistant\n")
 
     def encode(self, conversation: Conversation) -> Example:
-        """Render and tokenize; answers weigh 1, all else little."""
+        """Render and tokenize; answers weigh 1, their labels more, all else little."""
         ids: list[int] = self._tokenizer.apply_chat_template(
             conversation.messages, tools=conversation.tools or None, return_dict=False
         )
@@ -136,7 +146,9 @@ class Encoder:
                 position += 1
             position += width
             stop = ids.index(self._end, position) + 1
-            weights[position:stop] = [1.0 if is_learnt else 0.0] * (stop - position)
+            for at in range(position, stop):
+                is_label = ids[at - 1] == self._colon
+                weights[at] = (LABEL_LOSS_WEIGHT if is_label else 1.0) if is_learnt else 0.0
             position = stop
         return Example(ids[:TRAINED_CONTEXT_TOKENS], weights[:TRAINED_CONTEXT_TOKENS])
 
@@ -167,13 +179,11 @@ def batches(
             yield ids, weights
 
 
-def train(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, steps: int, dtype: torch.dtype
-) -> LlamaForCausalLM:
-    """Train one model from random weights; progress goes to standard error."""
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Random weights, the same ones for the same seed."""
     torch.manual_seed(recipe.seed)
     end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (END, PADDING))
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCABULARY_TOKENS,
             hidden_size=recipe.hidden,
@@ -188,6 +198,17 @@ def train(
             pad_token_id=pad,
         )
     )
+
+
+def train(
+    model: LlamaForCausalLM,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    steps: int,
+) -> None:
+    """Train a model in place; progress goes to standard error."""
+    pad = tokenizer.convert_tokens_to_ids(PADDING)
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     kept = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -195,18 +216,15 @@ def train(
         lr=recipe.peak_learning_rate,
         betas=(0.9, 0.98),
     )
-    rng = random.Random(recipe.seed)  # noqa: S311 - not for secrets
     stream = batches(Encoder(tokenizer), rng, pad)
     started_s = time.monotonic()
-    shown = 0.0
     for step, (ids, weights) in enumerate(itertools.islice(stream, steps)):
         warm = min(1.0, (step + 1) / 50)
         cooled = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = recipe.peak_learning_rate * warm * cooled
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            # Padding is on the right, so the causal mask alone hides it.
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        # Padding is on the right, so the causal mask alone hides it.
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
         )
@@ -217,16 +235,15 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0 or step == steps - 1:
-            answers = target_weights == 1.0
-            shown = losses[answers].mean().item()
+            labels = target_weights == LABEL_LOSS_WEIGHT
+            shown = losses[labels].mean().item()
             spent_s = time.monotonic() - started_s
             print(
-                f"{recipe.name} step {step} answer loss {shown:.3f} "
+                f"{recipe.name} step {step} label loss {shown:.3f} "
                 f"({spent_s / (step + 1):.2f} s/step)",
                 file=sys.stderr,
                 flush=True,
             )
-    return model.to(torch.bfloat16).eval()
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -250,20 +267,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the recipe's own")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--start-from", type=Path, metavar="DIR", help="train these models further, on new data"
+    )
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
-    tokenizer = train_tokenizer(seed=0)
     for recipe in RECIPES:
         if arguments.only not in (None, recipe.name):
             continue
         started_s = time.monotonic()
-        model = train(
-            recipe, tokenizer, arguments.steps or recipe.steps, getattr(torch, arguments.dtype)
-        )
+        if arguments.start_from:
+            start = arguments.start_from / recipe.name
+            tokenizer = AutoTokenizer.from_pretrained(start)
+            model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        else:
+            tokenizer = train_tokenizer(seed=0)
+            model = new_model(recipe, tokenizer)
+        # Training further repeats no ticket of the run before.
+        seed = f"{recipe.seed}/further" if arguments.start_from else recipe.seed
+        rng = random.Random(seed)  # noqa: S311 - not for secrets
+        train(model.train(), recipe, tokenizer, rng, arguments.steps or recipe.steps)
         folder = arguments.out / recipe.name
-        save(model, tokenizer, folder)
+        save(model.to(torch.bfloat16).eval(), tokenizer, folder)
         parameters = sum(p.numel() for p in model.parameters())
         size_bytes = sum(file.stat().st_size for file in folder.iterdir())
         print(

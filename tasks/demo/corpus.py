@@ -8,8 +8,17 @@ from string import ascii_lowercase
 from typing import Any
 
 from agentcloud.tasks.demo.smalltalk import CHATS, TOOLS, ToolLesson
-from agentcloud.tasks.demo.tickets import write_ticket
-from agentcloud.tasks.demo.triage import CATEGORIES, PRODUCTS, SYSTEM_PROMPT, URGENCIES, Triage
+from agentcloud.tasks.demo.tickets import fill, write_ticket
+from agentcloud.tasks.demo.triage import (
+    CATEGORIES,
+    PRODUCTS,
+    SYSTEM_PROMPT,
+    URGENCIES,
+    Category,
+    Product,
+    Triage,
+    Urgency,
+)
 from agentcloud.tasks.demo.wording import expand, load_wording
 
 Message = dict[str, Any]
@@ -74,10 +83,10 @@ def answer_of(triage: Triage) -> str:
 def conversations(rng: random.Random) -> Iterator[Conversation]:
     """Yield conversations without end, mostly single tickets."""
     kinds: tuple[Callable[[random.Random], Conversation], ...] = (
-        _single, _several, _prose, _repair, _tool_use, _chat,
+        _single, _several, _sentence, _prose, _repair, _tool_use, _chat,
     )  # fmt: skip
     while True:
-        (kind,) = rng.choices(kinds, weights=(70, 8, 3, 2, 8, 9))
+        (kind,) = rng.choices(kinds, weights=(68, 8, 6, 3, 2, 6, 7))
         yield kind(rng)
 
 
@@ -89,6 +98,23 @@ def _several(rng: random.Random) -> Conversation:
     """A long conversation, so that positions up to about 1,000 are trained."""
     turns = [message for _ in range(rng.randint(2, 7)) for message in _turn(rng)]
     return Conversation([*_system(rng), *turns])
+
+
+def _sentence(rng: random.Random) -> Conversation:
+    """Single sentences with the one label that they hold: short, so cheap to learn from."""
+    phrases = load_wording("training")
+    messages: list[Message] = []
+    for _ in range(rng.randint(1, 8)):
+        category, urgency, product = _labels(rng)
+        drawn: tuple[tuple[str, str, str], ...] = (
+            ("category", category, rng.choice(phrases.issues[category])),
+            ("urgency", urgency, rng.choice(phrases.urgencies[urgency])),
+        )
+        key, label, phrase = rng.choice(drawn)
+        text = fill(phrase, product, phrases, rng)
+        answer = json.dumps({key: label}, separators=(",", ":"))
+        messages += [_says("user", f"{key}: {text}"), _says("assistant", answer)]
+    return Conversation(messages)
 
 
 def _prose(rng: random.Random) -> Conversation:
@@ -174,20 +200,21 @@ def _turn(rng: random.Random) -> list[Message]:
 
 
 def _ticket(rng: random.Random) -> tuple[Triage, str]:
-    triage = Triage(
-        category=rng.choice(CATEGORIES),
-        urgency=rng.choice(URGENCIES),
-        product=rng.choice(PRODUCTS),
-    )
+    category, urgency, product = _labels(rng)
+    triage = Triage(category=category, urgency=urgency, product=product)
     text = write_ticket(triage, load_wording("training"), rng)
-    if rng.random() < 0.7:
+    if rng.random() < 0.5:
         text = _worn(text, rng)
     return triage, text.lower() if rng.random() < 0.05 else text
 
 
+def _labels(rng: random.Random) -> tuple[Category, Urgency, Product]:
+    return rng.choice(CATEGORIES), rng.choice(URGENCIES), rng.choice(PRODUCTS)
+
+
 def _worn(text: str, rng: random.Random) -> str:
     """The text with words lost and a few unknown: no label may hang on one phrase."""
-    lost, unknown = rng.uniform(0.0, 0.25), rng.uniform(0.0, 0.08)
+    lost, unknown = rng.uniform(0.0, 0.15), rng.uniform(0.0, 0.05)
     words = []
     for word in text.split():
         if word.strip(".,?!").lower() in _KEPT:

@@ -92,10 +92,13 @@ def _sentences(expected: Triage, wording: Wording, rng: random.Random) -> list[s
         body.insert(0, rng.choice(wording.openers))
     if rng.random() < _HAS_CLOSER:
         body.append(rng.choice(wording.closers))
-    return [_fill(phrase, expected.product, wording, rng) for phrase in body if phrase]
+    return [fill(phrase, expected.product, wording, rng) for phrase in body if phrase]
 
 
-def _fill(phrase: str, product: Product, wording: Wording, rng: random.Random) -> str:
+def fill(phrase: str, product: Product, wording: Wording, rng: random.Random) -> str:
+    """Fill the gaps of one phrase, for a ticket about ``product``."""
+    if not phrase:
+        return ""
     other = rng.choice([candidate for candidate in PRODUCTS if candidate != product])
     phrase = expand(phrase, rng)
     # The mentions first: they hold gaps themselves.
