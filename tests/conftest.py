@@ -101,9 +101,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny_settings(folder: Path, *, tensor_parallel: int = 1, **keys: Any) -> EngineSettings:
     """Settings of an engine for the tiny model; `keys` are those of fleet.yaml."""
-    model = LocalModel.model_validate(
-        {"path": str(folder), "kv_cache_gib": 0.0625, "context_tokens": CONTEXT_TOKENS} | keys
-    )
+    defaults = {
+        "path": str(folder),
+        "kv_cache_gib": 0.0625,
+        "context_tokens": CONTEXT_TOKENS,
+        # Random weights have near ties that bf16's rounding decides by the order of a sum.
+        "dtype": "float32",
+    }
+    model = LocalModel.model_validate(defaults | keys)
     cores = sorted(os.sched_getaffinity(0))
     return engine_settings("tiny", model, tensor_parallel=tensor_parallel, cores=cores)
 

@@ -1,0 +1,186 @@
+"""One way to a local engine, in a process of its own that runs rounds when told to.
+
+`python -m bench.local_contender ceiling|ours FOLDER`. A line of JSON on stdin is a round, a line
+of JSON on stdout its figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from agentcloud.cluster.client_async import AsyncAgentCloud
+from agentcloud.cluster.config import FleetConfig, parse_fleet
+from agentcloud.cluster.contracts import Call, EndpointSpec
+from agentcloud.cluster.engine_fork import fork_server
+from agentcloud.cluster.engine_settings import engine_settings
+from agentcloud.cluster.lifecycle import down, start_local_ray, up
+from agentcloud.cluster.local import LocalEndpoint
+
+MODEL = "tiny"
+OUTPUT_TOKENS = 64
+
+_numbers = itertools.count()
+
+#: Sends one request; returns the tokens that came back.
+Send = Callable[[dict[str, Any]], Awaitable[int]]
+#: Sends one request as a stream; returns once its first text is there, with the rest to be read.
+Stream = Callable[[dict[str, Any]], AsyncIterator[Any]]
+
+
+def fleet(folder: Path) -> FleetConfig:
+    """The engine that every contender uses."""
+    return parse_fleet(
+        {
+            "models": {
+                MODEL: {
+                    "path": str(folder),
+                    "tensor_parallel": 1,
+                    "kv_cache_gib": 0.25,
+                    "context_tokens": 1024,
+                    "max_concurrency": 256,
+                }
+            }
+        }
+    )
+
+
+def request() -> dict[str, Any]:
+    """A request like no other, so that no cache answers it."""
+    text = f"Ticket {next(_numbers)}: the printer on the second floor is out of order again."
+    return {
+        "model": MODEL,
+        "max_tokens": OUTPUT_TOKENS,
+        "messages": [{"role": "user", "content": text}],
+    }
+
+
+async def unary_round(send: Send, inflight: int, calls: int) -> dict[str, float]:
+    """Requests a second with `inflight` always in flight."""
+    left = iter(range(calls))
+    tokens = 0
+
+    async def worker() -> None:
+        nonlocal tokens
+        for _ in left:
+            tokens += await send(request())
+
+    started_s = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(inflight)))
+    seconds = time.perf_counter() - started_s
+    return {"rps": calls / seconds, "tokens_per_call": tokens / calls}
+
+
+async def stream_round(stream: Stream, inflight: int, calls: int) -> dict[str, float]:
+    """Time to the first piece of text as the caller sees it, with `inflight` always in flight."""
+    left = iter(range(calls))
+    firsts: list[float] = []
+
+    async def worker() -> None:
+        for _ in left:
+            started_s = time.perf_counter()
+            first = True
+            async for kind in stream(request()):
+                if first and kind == "content_block_delta":
+                    firsts.append(time.perf_counter() - started_s)
+                    first = False
+
+    started_s = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(inflight)))
+    seconds = time.perf_counter() - started_s
+    firsts.sort()
+    return {
+        "ttft_p50_ms": statistics.median(firsts) * 1000,
+        "ttft_p95_ms": firsts[int(len(firsts) * 0.95)] * 1000,
+        "stream_rps": calls / seconds,
+    }
+
+
+@asynccontextmanager
+async def ceiling(folder: Path) -> AsyncIterator[dict[str, tuple[Send, Stream]]]:
+    """VLLM's own Messages handler in this very process: no Ray, no scheduler, no client."""
+    settings = engine_settings(
+        MODEL, fleet(folder).models[MODEL], tensor_parallel=1, cores=range(os.cpu_count() or 1)
+    )
+    os.environ.update(settings.env)
+    fork_server()
+    from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+
+    from agentcloud.cluster.engine import LocalEngine
+
+    engine = await LocalEngine.start(settings)
+    handler = engine._handler
+    # Ours adds to vLLM's handler; the ceiling is without.
+    handler.__class__ = AnthropicServingMessages
+
+    async def send(params: dict[str, Any]) -> int:
+        answer = await handler.create_messages(AnthropicMessagesRequest(**params), None)
+        return int(answer.usage.output_tokens)
+
+    async def stream(params: dict[str, Any]) -> AsyncIterator[str]:
+        asked = AnthropicMessagesRequest(**params, stream=True)
+        async for text in await handler.create_messages(asked, None):
+            yield text.split("\n", 1)[0].removeprefix("event: ")
+
+    yield {"ceiling": (send, stream)}
+    await engine.shutdown()
+
+
+@asynccontextmanager
+async def ours(folder: Path) -> AsyncIterator[dict[str, tuple[Send, Stream]]]:
+    """A fleet on a local Ray: the SDK's whole path, and the endpoint below it alone."""
+    start_local_ray(dashboard=False)
+    spec: EndpointSpec = up(fleet(folder)).endpoints[0]
+    endpoint = LocalEndpoint(spec)
+    client = AsyncAgentCloud()
+
+    async def send(params: dict[str, Any]) -> int:
+        call = Call(f"bench-{next(_numbers)}", params, 600.0)
+        return (await endpoint.create(call)).message.usage.output_tokens
+
+    async def stream(params: dict[str, Any]) -> AsyncIterator[str]:
+        async for event in endpoint.stream(Call(f"bench-{next(_numbers)}", params, 600.0)):
+            yield event.type
+
+    async def send_sdk(params: dict[str, Any]) -> int:
+        return int((await client.messages.create(**params)).usage.output_tokens)
+
+    async def stream_sdk(params: dict[str, Any]) -> AsyncIterator[str]:
+        async with client.messages.stream(**params) as events:
+            async for event in events:
+                yield event.type
+
+    try:
+        yield {"sdk": (send_sdk, stream_sdk), "endpoint": (send, stream)}
+    finally:
+        await client.close()
+        await endpoint.close()
+        down()
+
+
+async def serve(kind: str, folder: Path) -> None:
+    """Run rounds until stdin ends."""
+    loop = asyncio.get_running_loop()
+    async with (ceiling if kind == "ceiling" else ours)(folder) as paths:
+        print(json.dumps({"ready": list(paths)}), flush=True)
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            order = json.loads(line)
+            send, stream = paths[order["path"]]
+            figures = await unary_round(send, order["inflight"], order["calls"])
+            if order["stream_calls"]:
+                figures |= await stream_round(stream, order["inflight"], order["stream_calls"])
+            print(json.dumps(figures), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1], Path(sys.argv[2])))
