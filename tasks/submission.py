@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shlex
 import tempfile
 import time
+import urllib.parse
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import requests
+from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
-from ray.util.state import get_log
-from ray.util.state.exception import RayStateApiException
 
 from agentcloud.cluster.errors import ConfigError, TaskError
 from agentcloud.cluster.ray_session import switch_on_token_auth
@@ -34,6 +35,8 @@ RECORD_FILE = "record.json"
 RESULTS_FILE = "results.jsonl"
 #: Marks Ray jobs as ours.
 _LABEL = "agentcloud"
+#: What Ray's client raises when a cluster is not there or does not want.
+_REFUSALS = (RayError, ConnectionError, RuntimeError, ValueError, requests.RequestException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +97,18 @@ class Submissions:
 
     def __init__(self, address: str | None = None) -> None:
         switch_on_token_auth()
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         self._where = address or os.environ.get("RAY_ADDRESS") or "auto"
         try:
             with _ray_address(address):
                 self._client = JobSubmissionClient(None if self._where == "auto" else self._where)
-        except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
+        except (
+            RayError,
+            ConnectionError,
+            RuntimeError,
+            ValueError,
+            requests.RequestException,
+        ) as error:
             raise ConfigError(_why_not(error), where=self._where) from None
         self.dashboard_url: str = self._client.get_address()
 
@@ -128,7 +138,7 @@ class Submissions:
                     runtime_env={"working_dir": str(package)},
                     metadata={_LABEL: "job", "agent": spec.agent, "input": spec.input.name},
                 )
-            except (RuntimeError, ValueError, requests.RequestException) as error:
+            except _REFUSALS as error:
                 raise ConfigError(
                     f"did not take the job ({_line(error)})", where=self._where
                 ) from None
@@ -215,18 +225,22 @@ class Submissions:
     def _file(self, details: JobDetails, name: str) -> Iterator[bytes]:
         if details.driver_node_id is None:
             return
+        query = urllib.parse.urlencode(
+            {
+                "node_id": details.driver_node_id,
+                "filename": f"{JOBS_FOLDER}/{details.submission_id}/{name}",
+                "lines": -1,
+            }
+        )
+        # ray.util.state.get_log asks the same, but only of a cluster whose GCS it can reach.
         try:
-            with _ray_address(self.dashboard_url):
-                yield from get_log(
-                    address=self.dashboard_url,
-                    node_id=details.driver_node_id,
-                    filename=f"{JOBS_FOLDER}/{details.submission_id}/{name}",
-                    tail=-1,
-                    encoding=None,
-                )
-        except RayStateApiException as error:
-            if "not found" not in str(error).lower() and "no such file" not in str(error).lower():
-                raise TaskError(f"cannot fetch {name} ({_line(error)})") from None
+            with self._client._do_request(
+                "GET", f"/api/v0/logs/file?{query}", stream=True
+            ) as reply:
+                if reply.status_code == requests.codes.ok:
+                    yield from reply.iter_content(chunk_size=None)
+                elif "not found" not in reply.text.lower():
+                    raise TaskError(f"cannot fetch {name} ({' '.join(reply.text.split())[:300]})")
         except requests.RequestException as error:
             raise TaskError(f"cannot fetch {name} ({_line(error)})") from None
 

@@ -34,6 +34,8 @@ async def mixed(ctx: Context, item: dict[str, Any]) -> Any:
     match item["do"]:
         case "answer":
             return await ctx.ask(f"Answer: {item['text']}", output=Reply, max_tokens=64)
+        case "slow":
+            return await ctx.ask("Answer slowly", tier="slow", max_tokens=64)
         case "raise":
             raise ValueError("I do not like\nthis one")
         case "exit":

@@ -46,8 +46,10 @@ class Head:
     dashboard: str
     env: dict[str, str]
 
-    def cli(self, *args: str, cwd: Path, timeout_s: float = 120) -> Outcome:
+    def cli(self, *args: str, cwd: Path, timeout_s: float = 120, address: bool = False) -> Outcome:
         """Run `agentcloud ...` as a user of this cluster does."""
+        if address:
+            args = (*args, "--address", self.gcs)
         return cli(*args, cwd=cwd, env=self.env, timeout_s=timeout_s)
 
 
@@ -112,7 +114,9 @@ def ray_head(*, token: bool = True) -> Iterator[Head]:
     )  # fmt: skip
     try:
         _wait_for_port(process, dashboard)
-        yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+        head = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+        _wait_until_it_answers(head, folder)
+        yield head
     finally:
         _end_group(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,6 +132,14 @@ def _wait_for_port(process: subprocess.Popen[str], port: int) -> None:
         time.sleep(0.1)
     said = process.stdout.read() if process.poll() is not None and process.stdout else ""
     raise RuntimeError(f"ray start did not come up: {said[-2000:]}")
+
+
+def _wait_until_it_answers(head: Head, folder: Path) -> None:
+    # On a busy machine the control store listens before it takes clients.
+    deadline_s = time.monotonic() + 60
+    while "no Ray cluster is there" in (said := head.cli("down", cwd=folder, address=True).err):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"the head does not answer: {said}")
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
