@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
-from enum import StrEnum
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
@@ -27,21 +26,14 @@ from agentcloud.cluster.contracts import Feature
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.prices import CacheTtl, PriceList, PriceTier, gpu_seconds_usd, is_unpriced
 
-__all__ = ["Catalog", "HostedEntry", "Rejects", "gpu_seconds_usd", "load_catalog"]
+__all__ = ["Catalog", "HostedEntry", "gpu_seconds_usd", "load_catalog"]
 
 #: Model ids may carry the day of their snapshot: claude-haiku-4-5-20251001.
 _SNAPSHOT = re.compile(r"-20\d{6}$")
 #: What a server of the Messages API that is not Anthropic's can be trusted to know.
-_OTHER_SERVER_FEATURES = frozenset({Feature.TOOLS, Feature.FORCED_TOOLS, Feature.JSON_SCHEMA})
-
-
-class Rejects(StrEnum):
-    """What a model answers with an error, beside the features that it lacks."""
-
-    THINKING_DISABLED = "thinking_disabled"
-    THINKING_BUDGET = "thinking_budget"
-    SAMPLING = "sampling"
-    PREFILL = "prefill"
+_OTHER_SERVER_FEATURES = frozenset(
+    {Feature.TOOLS, Feature.FORCED_TOOLS, Feature.JSON_SCHEMA, Feature.SAMPLING}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +56,6 @@ class HostedEntry:
     max_output_tokens: int
     min_cache_tokens: int
     features: frozenset[Feature]
-    rejects: frozenset[Rejects] = frozenset()
     prices: tuple[PriceList, ...] = ()
 
     def price_list(self, at: date | None) -> PriceList | None:
@@ -179,7 +170,6 @@ def _entry(name: str, raw: Mapping[str, Any]) -> HostedEntry:
         max_output_tokens=int(raw["max_output_tokens"]),
         min_cache_tokens=int(raw["min_cache_tokens"]),
         features=frozenset(Feature(feature) for feature in raw["features"]),
-        rejects=frozenset(Rejects(what) for what in raw["rejects"]),
         prices=tuple(
             PriceList(date.fromisoformat(prices["as_of"]), tuple(map(_tier, prices["tiers"])))
             for prices in raw["prices"]

@@ -41,6 +41,12 @@ class Feature(StrEnum):
     SERVER_TOOLS = "server_tools"
     JSON_SCHEMA = "json_schema"
     STRICT_TOOLS = "strict_tools"
+    #: `temperature`, `top_p` or `top_k` other than the default: the newest models refuse them.
+    SAMPLING = "sampling"
+    #: A last message of the assistant's, to be continued.
+    PREFILL = "prefill"
+    THINKING_BUDGET = "thinking_budget"
+    THINKING_DISABLED = "thinking_disabled"
 
 
 class Policy(StrEnum):

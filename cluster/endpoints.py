@@ -13,7 +13,14 @@ from agentcloud.cluster.errors import ConfigError
 
 #: What vLLM's Messages handler does for a text model.
 _LOCAL_FEATURES = frozenset(
-    {Feature.TOOLS, Feature.FORCED_TOOLS, Feature.STRICT_TOOLS, Feature.JSON_SCHEMA}
+    {
+        Feature.TOOLS,
+        Feature.FORCED_TOOLS,
+        Feature.STRICT_TOOLS,
+        Feature.JSON_SCHEMA,
+        Feature.SAMPLING,
+        Feature.THINKING_DISABLED,
+    }
 )
 
 

@@ -21,13 +21,16 @@ _DOCUMENT_CHARS_PER_TOKEN: Final = 25
 #: Roles, separators and the hidden tool prompt.
 _MESSAGE_TOKENS: Final = 6
 _TOOLS_TOKENS: Final = 400
+#: Values that every model takes.
+_USUAL_SAMPLING: Final = {"temperature": (None, 1), "top_p": (None, 1), "top_k": (None,)}
 _OWN_TOOL_TYPES: Final = (None, "custom")
 
 
 def needs_of(params: Params) -> frozenset[Feature]:
     """What an endpoint must be able to do to serve the request."""
     needs: set[Feature] = set()
-    for message in params.get("messages") or ():
+    messages = params.get("messages") or ()
+    for message in messages:
         content = message.get("content")
         if not isinstance(content, str):
             _block_needs(content or (), needs)
@@ -40,8 +43,11 @@ def needs_of(params: Params) -> frozenset[Feature]:
                 needs.add(Feature.STRICT_TOOLS)
         if (params.get("tool_choice") or {}).get("type") in ("any", "tool"):
             needs.add(Feature.FORCED_TOOLS)
-    if (params.get("thinking") or {}).get("type") in ("enabled", "adaptive"):
-        needs.add(Feature.THINKING)
+    needs |= _thinking_needs(params.get("thinking") or {})
+    if any(params.get(name) not in usual for name, usual in _USUAL_SAMPLING.items()):
+        needs.add(Feature.SAMPLING)
+    if messages and messages[-1].get("role") == "assistant":
+        needs.add(Feature.PREFILL)
     if ((params.get("output_config") or {}).get("format") or {}).get("type") == "json_schema":
         needs.add(Feature.JSON_SCHEMA)
     return frozenset(needs)
@@ -57,6 +63,15 @@ def estimated_input_tokens(params: Params) -> int:
     if config := params.get("output_config"):
         tokens += _weigh(config)
     return tokens
+
+
+def _thinking_needs(thinking: Mapping[str, Any]) -> set[Feature]:
+    kind = thinking.get("type")
+    if kind == "enabled":
+        return {Feature.THINKING, Feature.THINKING_BUDGET}
+    if kind == "adaptive":
+        return {Feature.THINKING}
+    return {Feature.THINKING_DISABLED} if kind == "disabled" else set()
 
 
 def _block_needs(blocks: Iterable[Mapping[str, Any]], needs: set[Feature]) -> None:

@@ -37,13 +37,13 @@ class Triage(BaseModel):
 
 @agent(tier="small", max_tokens=64)
 async def triage(ctx: Context, item: Ticket) -> Triage:
-    return await ctx.ask(item.text, output=Triage, system=SYSTEM, temperature=0)
+    return await ctx.ask(item.text, output=Triage, system=SYSTEM)
 
 
 @agent(tier="small", max_tokens=64)
 async def triage_checked(ctx: Context, item: Ticket) -> Triage:
     """Two tiers: a small model reads everything, a large one again what looks critical."""
-    first = await ctx.ask(item.text, output=Triage, system=SYSTEM, temperature=0)
+    first = await ctx.ask(item.text, output=Triage, system=SYSTEM)
     if first.urgency != "critical":
         return first
     ctx.log.info("second opinion", category=first.category)

@@ -14,7 +14,7 @@ async def second_opinion(ctx: Context, item: dict[str, Any]) -> dict[str, Any]:
     """Ask both tiers at once, so that their answers can be held against the labels."""
     small, large = await asyncio.gather(
         *(
-            ctx.ask(item["text"], output=Triage, system=SYSTEM_PROMPT, tier=tier, temperature=0)
+            ctx.ask(item["text"], output=Triage, system=SYSTEM_PROMPT, tier=tier)
             for tier in ("small", "large")
         )
     )

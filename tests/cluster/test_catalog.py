@@ -12,7 +12,7 @@ from anthropic.types import Usage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcloud.cluster.catalog import Catalog, Rejects, gpu_seconds_usd, load_catalog
+from agentcloud.cluster.catalog import Catalog, gpu_seconds_usd, load_catalog
 from agentcloud.cluster.config import HostedModel, Prices
 from agentcloud.cluster.contracts import Feature
 from agentcloud.cluster.errors import ConfigError
@@ -112,11 +112,11 @@ def test_prices_before_they_were_read_are_unknown() -> None:
 
 
 def test_the_newest_models_refuse_forced_tools_and_sampling() -> None:
-    for model in ("claude-opus-5-5", "claude-sonnet-5-5"):
-        entry = CATALOG.entries[model]
-        assert Feature.FORCED_TOOLS not in entry.features
-        assert {Rejects.SAMPLING, Rejects.THINKING_DISABLED} <= entry.rejects
-    assert Feature.FORCED_TOOLS in CATALOG.entries["claude-haiku-5-5"].features
+    for model in ("claude-opus-5-5", "claude-sonnet-5-5", "claude-haiku-5-5"):
+        refused = {Feature.FORCED_TOOLS, Feature.SAMPLING, Feature.PREFILL}
+        assert not refused & CATALOG.entries[model].features
+    assert Feature.THINKING_DISABLED not in CATALOG.entries["claude-opus-5-5"].features
+    assert Feature.SAMPLING in CATALOG.entries["claude-haiku-4-5"].features
     assert CATALOG.entries["claude-haiku-4-5"].min_cache_tokens == 4096
 
 

@@ -39,8 +39,16 @@ def user(content: Any, **params: Any) -> dict[str, Any]:
             user("x", tools=[{"type": "web_search_20250305", "name": "web_search"}]),
             {Feature.TOOLS, Feature.SERVER_TOOLS},
         ),
-        (user("x", thinking={"type": "enabled", "budget_tokens": 1024}), {Feature.THINKING}),
-        (user("x", thinking={"type": "disabled"}), set()),
+        (
+            user("x", thinking={"type": "enabled", "budget_tokens": 1024}),
+            {Feature.THINKING, Feature.THINKING_BUDGET},
+        ),
+        (user("x", thinking={"type": "adaptive"}), {Feature.THINKING}),
+        (user("x", thinking={"type": "disabled"}), {Feature.THINKING_DISABLED}),
+        (user("x", temperature=0), {Feature.SAMPLING}),
+        (user("x", temperature=1, top_p=1), set()),
+        (user("x", top_k=5), {Feature.SAMPLING}),
+        ({"messages": [{"role": "assistant", "content": "{"}]}, {Feature.PREFILL}),
         (
             user("x", output_config={"format": {"type": "json_schema", "schema": {}}}),
             {Feature.JSON_SCHEMA},
