@@ -119,7 +119,8 @@ class Dispatcher:
             if not self._try(group, waiter, now_s):
                 self.at(self._latest_start_s(waiter, now_s), self._on_deadline, waiter)
             return
-        self._serve(group, now_s)
+        if not group.stuck or len(group.joined) < len(group.options):
+            self._serve(group, now_s)
         if group.has_deadline and waiter.group is not None:
             self.at(self._latest_start_s(waiter, now_s), self._on_deadline, waiter)
 
@@ -130,10 +131,13 @@ class Dispatcher:
 
     def _try(self, group: Group, waiter: Waiter, now_s: float) -> bool:
         """Decide one request if its best option is free; else see to it that it is tried again."""
-        choice = weigh(group, waiter, now_s, float(self._registry.config.usd_per_hour_waited))
+        choice = weigh(group, waiter, now_s, self._registry.usd_per_hour_waited)
+        group.stuck = False
         if choice.state is not None:
             return self._conclude(waiter, choice)
-        look_again = choice.declined()
+        declined = choice.declined()
+        group.stuck = not declined
+        look_again = declined
         for each in choice.weighed:
             if each.state is None:
                 each.option.cls.join(group)

@@ -44,7 +44,7 @@ class Candidate:
     cost_usd: float
     wait_s: float
     service_s: float
-    standing: str = ""
+    standing: str
 
     @property
     def total_s(self) -> float:

@@ -143,6 +143,11 @@ class EndpointClass:
         self._waiting: list[tuple[int, int, int, Group]] = []
 
     @property
+    def name(self) -> str:
+        """A member's name, to speak of the class by."""
+        return next(iter(self.members), self.spec.name)
+
+    @property
     def is_local(self) -> bool:
         """Whether its calls cost GPU time and no money of their own."""
         return self.spec.kind is EndpointKind.LOCAL

@@ -36,6 +36,7 @@ class Registry:
 
     def __init__(self, config: FleetConfig, pricer: Pricer) -> None:
         self.config = config
+        self.usd_per_hour_waited = float(config.usd_per_hour_waited)
         self.pricer = pricer
         self.endpoints: dict[str, EndpointState] = {}
         self.classes: dict[ClassKey, EndpointClass] = {}
@@ -106,6 +107,7 @@ class Registry:
     def configure(self, config: FleetConfig, pricer: Pricer) -> None:
         """Take another fleet.yaml; limits already learned from responses stay."""
         self.config = config
+        self.usd_per_hour_waited = float(config.usd_per_hour_waited)
         self.pricer = pricer
         self._prices.clear()
         self.version += 1

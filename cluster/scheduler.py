@@ -319,7 +319,7 @@ class SchedulerCore:
             self._blocked_by_money(waiter, obstacle, worst)
             return True
         now_s = self._clock.now()
-        value_usd = float(self.config.usd_per_hour_waited)
+        value_usd = self._registry.usd_per_hour_waited
         assert waiter.group is not None
         why = explain(choice, waiter.group, waiter, now_s, value_usd)
         timeout_s = request.routing.timeout_s or self.config.retry.timeout_s

@@ -57,6 +57,11 @@ class Group:
     """Requests of like target, needs, size, policy and priority, first come first served.
 
     Deciding looks at groups, never at all that wait in them.
+
+    Attributes:
+        joined: classes that will try it when they have room.
+        stuck: when it was last tried nothing able was free, so another request behind its first
+            changes nothing.
     """
 
     key: GroupKey
@@ -69,6 +74,7 @@ class Group:
     waiters: deque[Waiter] = field(default_factory=deque)
     live: int = 0
     joined: set[EndpointClass] = field(default_factory=set)
+    stuck: bool = False
     timer_s: float | None = None
 
     def add(self, waiter: Waiter, *, first: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from agentcloud.cluster.policy import Candidate, choose, reason
@@ -12,12 +12,12 @@ from agentcloud.cluster.waiting import Group, Option, Waiter
 
 #: Assumed wait for an endpoint that is down, until it is registered again.
 DOWN_GUESS_S: Final = 30.0
-#: A wait nothing will end soon.
-_FOREVER_S: Final = 1e6
+#: No call is predicted to be shorter.
+_TINY_S: Final = 1e-3
 
 
 @dataclass(slots=True)
-class Weighed:
+class Weighed(Candidate):
     """One option of a request with what it would take there.
 
     Attributes:
@@ -30,7 +30,6 @@ class Weighed:
     option: Option
     state: EndpointState | None
     estimate: Estimate
-    candidate: Candidate
     limit_s: float = 0.0
     rate: float = 0.0
     delay_s: float = 0.0
@@ -40,7 +39,7 @@ class Weighed:
 class Choice:
     """The best of the weighed options: `state` is where to start it now, None to wait on."""
 
-    weighed: list[Weighed] = field(default_factory=list)
+    weighed: list[Weighed]
     index: int = 0
 
     @property
@@ -65,20 +64,15 @@ def weigh(group: Group, waiter: Waiter, now_s: float, usd_per_hour_waited: float
     to a costlier endpoint as soon as the queue behind it is long enough to make that worth while.
     A request with a deadline is judged by its own place.
     """
-    avoid = _effective_avoid(group, now_s)
-    choice = Choice()
-    weighed = choice.weighed
-    waiting = False
-    for option in group.options:
-        each = _weigh_option(group, waiter, option, avoid, now_s)
-        waiting = waiting or each.state is None
-        weighed.append(each)
-    if waiting:
-        _add_waits(group, waiter, weighed)
-    deadline_left_s = None if waiter.deadline_s is None else waiter.deadline_s - now_s
+    avoid = _effective_avoid(group, now_s) if group.avoid else group.avoid
+    weighed = [_weigh_option(group, waiter, option, avoid, now_s) for option in group.options]
+    choice = Choice(weighed)
     if len(weighed) > 1:
-        candidates = [each.candidate for each in weighed]
-        choice.index = choose(candidates, waiter.policy, deadline_left_s, usd_per_hour_waited)
+        stuck = [each for each in weighed if each.state is None]
+        if stuck:
+            _add_waits(group, waiter, stuck)
+        deadline_left_s = None if waiter.deadline_s is None else waiter.deadline_s - now_s
+        choice.index = choose(weighed, waiter.policy, deadline_left_s, usd_per_hour_waited)
     return choice
 
 
@@ -90,64 +84,64 @@ def explain(choice: Choice, group: Group, waiter: Waiter, now_s: float, value_us
     peer = ""
     if peers > 1 and best.state is not None and group.pin is None:
         peer = f"least busy of {peers} equals ({best.state.inflight} in flight)"
-    candidates = [each.candidate for each in choice.weighed]
-    why = reason(candidates, choice.index, group.able, waiter.policy, left_s, peer, value_usd)
-    if not best.estimate.known:
-        why += "; no data yet, assumed"
-    return why
+    for each in choice.weighed:
+        if each.state is None:
+            each.standing = _standing(each, now_s)
+    why = reason(choice.weighed, choice.index, group.able, waiter.policy, left_s, peer, value_usd)
+    return why if best.estimate.known else f"{why}; no data yet, assumed"
+
+
+def _standing(each: Weighed, now_s: float) -> str:
+    if each.limit_s > 0.0:
+        return f"limited for {each.limit_s:.3g} s"
+    return "has others waiting" if each.option.cls.has_room() else each.option.cls.tell(now_s)
 
 
 def _weigh_option(
     group: Group, waiter: Waiter, option: Option, avoid: frozenset[str], now_s: float
 ) -> Weighed:
     request = waiter.request
-    cls = option.cls
+    input_tokens, cls = request.input_tokens, option.cls
     output_tokens = cls.predictor.output_tokens(request.max_output_tokens)
-    found = _find(group, option, request.input_tokens, output_tokens, avoid, now_s)
-    cost_usd = request.input_tokens * option.usd_per_input + output_tokens * option.usd_per_output
+    cost_usd = input_tokens * option.usd_per_input + output_tokens * option.usd_per_output
+    found = _find(group, option, input_tokens, output_tokens, avoid, now_s)
     if found is None:
-        estimate = cls.full_estimate(request.input_tokens, output_tokens)
-        cost_usd += estimate.total_s * cls.usd_per_s / cls.spec.max_concurrency
-        name = group.pin or next(iter(cls.members), cls.spec.name)
-        candidate = Candidate(name, cost_usd, 0.0, estimate.total_s, cls.tell(now_s))
-        each = Weighed(option, None, estimate, candidate)
+        estimate = cls.full_estimate(input_tokens, output_tokens)
+        total_s = estimate.total_s
+        cost_usd += total_s * cls.usd_per_s / cls.spec.max_concurrency
+        name = group.pin or cls.name
+        each = Weighed(name, cost_usd, 0.0, total_s, "", option, None, estimate)
         if not cls.slots:
             opens_s = cls.opens_in_s(now_s)
             each.delay_s = DOWN_GUESS_S if opens_s is None else opens_s
     else:
         state, estimate = found
+        total_s = estimate.total_s
         # A GPU that is paid for costs nothing more while it idles; a call on a busy one takes the
         # place of others and costs its share of the time. The square of the utilisation keeps
         # a half-used GPU nearly free.
         busy = state.inflight / cls.spec.max_concurrency
-        cost_usd += estimate.total_s * cls.usd_per_s * busy * busy / (state.inflight + 1)
-        candidate = Candidate(state.spec.name, cost_usd, 0.0, estimate.total_s)
-        each = Weighed(option, state, estimate, candidate)
+        cost_usd += total_s * cls.usd_per_s * busy * busy / (state.inflight + 1)
+        each = Weighed(state.spec.name, cost_usd, 0.0, total_s, "", option, state, estimate)
         # First come, first served at each endpoint: whoever waits for it goes first.
         front = cls.front()
         if (
             front is not None
             and front is not group
-            and front.front()
-            < (
-                group.priority,
-                waiter.seq,
-            )
+            and front.front() < (group.priority, waiter.seq)
         ):
             each.state = None
-            candidate.standing = "has others waiting"
-    if cls.limiter is not None:
-        each.limit_s = cls.limiter.wait_s(request.input_tokens, request.max_output_tokens, now_s)
-        if each.limit_s > 0.0:
-            each.state = None
-            each.delay_s = max(each.delay_s, each.limit_s)
-            candidate.standing = f"limited for {each.limit_s:.3g} s"
+        elif cls.limiter is not None:
+            limit_s = cls.limiter.wait_s(input_tokens, request.max_output_tokens, now_s)
+            if limit_s > 0.0:
+                each.state = None
+                each.limit_s = each.delay_s = limit_s
     if each.state is None:
-        each.rate = cls.slots / max(estimate.total_s, 1e-3)
+        each.rate = cls.slots / total_s if total_s > _TINY_S else cls.slots / _TINY_S
         if cls.limiter is not None:
-            period_s = cls.limiter.period_s(request.input_tokens, output_tokens)
-            if period_s > 0.0:
-                each.rate = min(each.rate, 1.0 / period_s)
+            period_s = cls.limiter.period_s(input_tokens, output_tokens)
+            if period_s * each.rate > 1.0:
+                each.rate = 1.0 / period_s
     return each
 
 
@@ -168,23 +162,24 @@ def _find(
     return state, state.estimate(input_tokens, output_tokens, now_s)
 
 
-def _add_waits(group: Group, waiter: Waiter, weighed: list[Weighed]) -> None:
+def _add_waits(group: Group, waiter: Waiter, stuck: list[Weighed]) -> None:
     """Predict the wait for options that are not free: one queue drained by all of them."""
-    stuck = [each for each in weighed if each.state is None]
-    rate = sum(each.rate for each in stuck)
-    by_itself = group.has_deadline and group.head() is waiter
-    ahead = 1 if by_itself else max(each.option.cls.backlog for each in stuck)
+    rate, ahead = 0.0, 1
+    for each in stuck:
+        rate += each.rate
+        if each.option.cls.backlog > ahead:
+            ahead = each.option.cls.backlog
+    if group.has_deadline and group.head() is waiter:
+        ahead = 1
     drain_s = ahead / rate if rate > 0.0 else 0.0
     for each in stuck:
         # A class that takes no calls now is waited for, then served at a pace nobody knows.
-        each.candidate.wait_s = min(_FOREVER_S, each.delay_s + drain_s)
+        each.wait_s = each.delay_s + drain_s
 
 
 def _effective_avoid(group: Group, now_s: float) -> frozenset[str]:
     """The endpoints to avoid, or none when nothing else is answering: avoiding is a wish."""
     avoid = group.avoid
-    if not avoid:
-        return avoid
     for option in group.options:
         for name, state in option.cls.members.items():
             if name not in avoid and (state.circuit.is_answering or state.admits(now_s)):

@@ -1,0 +1,1 @@
+"""Measurements, each a module: `python -m bench.NAME` writes `bench/out/NAME.json`."""
