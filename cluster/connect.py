@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from typing import Final
 
 import ray
 
@@ -21,6 +21,8 @@ from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.ray_session import connect_ray
 from agentcloud.cluster.scheduler_client import SchedulerClient
+
+_KNOCK_S: Final = 5.0
 
 
 def endpoint_opener(config: FleetConfig) -> Callable[[EndpointSpec], Endpoint]:
@@ -49,8 +51,8 @@ async def connect(address: str | None = None) -> Inference:
     Raises:
         ConfigError: no Ray is there, or no agentcloud runs on it.
     """
-    # Both calls block on the network.
-    actor = await asyncio.to_thread(_scheduler, address)
+    # Blocks the loop, once: Ray insists on being started in the thread that handles signals.
+    actor = _scheduler(address)
     config: FleetConfig = await actor.config.remote()
     scheduler = SchedulerClient(actor)
     return Inference(scheduler, endpoint_opener(config), config, on_close=scheduler.close)

@@ -14,10 +14,11 @@ import pytest
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, FakeClock, SystemClock
 from agentcloud.cluster.config import FleetConfig, parse_fleet
-from agentcloud.cluster.contracts import EndpointSpec, Lease, LeaseRequest, Settlement
+from agentcloud.cluster.contracts import Endpoint, EndpointSpec, Lease, LeaseRequest, Settlement
 from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.hosted import HostedEndpoint
 from agentcloud.cluster.inference import Inference
+from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.sandbox import Sandbox, SandboxConfig
 from agentcloud.cluster.scheduler import SchedulerCore
 from agentcloud.cluster.scheduler_client import LocalScheduler
@@ -109,9 +110,10 @@ async def serving(
     sandbox_config: SandboxConfig | None = None,
     *,
     clock: Clock | None = None,
+    local: EndpointSpec | None = None,
     **changes: Any,
 ) -> AsyncIterator[Served]:
-    """Serve; afterwards no lease may be open and no budget reserved."""
+    """Serve, by the running replica `local` too; afterwards no lease or money may be held."""
     monkeypatch.setenv(KEY_ENV, CANARY)
     clock = clock or SystemClock()
     async with Sandbox(sandbox_config) as sandbox:
@@ -119,11 +121,12 @@ async def serving(
         core = SchedulerCore(
             config, load_catalog().with_overrides(config.hosted), clock, random.Random(1)
         )
-        core.register(hosted_specs(config))
+        core.register([*hosted_specs(config), *([local] if local else [])])
         scheduler = Watched(core)
 
-        def opened(spec: EndpointSpec) -> HostedEndpoint:
-            assert spec.account is not None
+        def opened(spec: EndpointSpec) -> Endpoint:
+            if spec.account is None:
+                return LocalEndpoint(spec)
             return HostedEndpoint(spec, config.accounts[spec.account])
 
         inference = Inference(scheduler, opened, config, clock, rng=random.Random(2))
