@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 import ray
 
@@ -21,8 +20,6 @@ from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.ray_session import connect_ray
 from agentcloud.cluster.scheduler_client import SchedulerClient
-
-_KNOCK_S: Final = 5.0
 
 
 def endpoint_opener(config: FleetConfig) -> Callable[[EndpointSpec], Endpoint]:
@@ -51,7 +48,7 @@ async def connect(address: str | None = None) -> Inference:
     Raises:
         ConfigError: no Ray is there, or no agentcloud runs on it.
     """
-    # Blocks the loop, once: Ray insists on being started in the thread that handles signals.
+    # Blocks the loop, once: Ray wants to be joined in the thread that handles signals.
     actor = _scheduler(address)
     config: FleetConfig = await actor.config.remote()
     scheduler = SchedulerClient(actor)

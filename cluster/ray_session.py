@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError
+
+_KNOCK_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def connect_ray(address: str | None = None) -> RayInfo:
         return _ray_info()
     switch_on_token_auth()
     target = address or os.environ.get("RAY_ADDRESS") or "auto"
+    _knock(target)
     try:
         ray.init(
             address=target,
@@ -104,6 +108,25 @@ def connect_ray(address: str | None = None) -> RayInfo:
             where=target,
         ) from None
     return _ray_info()
+
+
+def _knock(target: str) -> None:
+    """Fail at once where nothing listens: Ray itself tries for a minute and a half, then dies.
+
+    Raises:
+        ConfigError: nothing listens there.
+    """
+    host, _, port = target.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto` and the like, which Ray resolves at once.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray cluster is there ({error.strerror or error}); start one with "
+            "`ray start --head` or `ray up ray_config.yaml`, or name it with --address",
+            where=target,
+        ) from None
 
 
 def _ray_info() -> RayInfo:
