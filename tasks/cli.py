@@ -13,10 +13,9 @@ from typing import Annotated
 
 import typer
 
-from agentcloud.cluster.errors import AgentCloudError, ConfigError
+from agentcloud.cluster.errors import AgentCloudError, AgentError, ConfigError
 from agentcloud.cluster.plan_cli import plan_command
-from agentcloud.tasks import cli_cluster, cli_jobs, cli_run
-from agentcloud.tasks.demo.run import demo_command
+from agentcloud.tasks import cli_cluster, cli_demo, cli_jobs, cli_run
 
 app = typer.Typer(
     name="agentcloud",
@@ -50,7 +49,8 @@ app.command("down")(cli_cluster.down_command)
 app.command("endpoints")(cli_cluster.endpoints_command)
 app.command("doctor")(cli_cluster.doctor_command)
 app.command("plan")(plan_command)
-app.command("demo")(demo_command)
+app.command("demo")(cli_demo.demo_command)
+app.command("sandbox")(cli_demo.sandbox_command)
 
 
 def main() -> None:
@@ -66,4 +66,4 @@ def main() -> None:
 
 def exit_status(error: AgentCloudError) -> int:
     """2 for what a user can mend, 1 for the rest."""
-    return 2 if isinstance(error, ConfigError) else 1
+    return 2 if isinstance(error, (ConfigError, AgentError)) else 1

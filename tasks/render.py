@@ -151,7 +151,7 @@ def summary_table(record: JobRecord) -> Table:
         ),
         title_justify="left",
     )
-    table.add_column("endpoint", overflow="fold")
+    table.add_column("endpoint", overflow="fold", min_width=20)
     for heading in ("calls", "tokens in", "tokens out", "TTFT p50", "TTFT p95", "tokens/s", "cost"):
         table.add_column(heading, justify="right")
     for row in record.endpoints:

@@ -99,7 +99,7 @@ def accuracy_table(rows: list[Score]) -> Table:
     table = Table(title="answers against the labels (tickets of another seed and wording)")
     table.title_justify = "left"
     table.add_column("tier")
-    table.add_column("endpoint", overflow="fold")
+    table.add_column("endpoint", overflow="fold", min_width=20)
     for heading in ("tickets", "all right", *FIELDS, "cost", "per 1,000"):
         table.add_column(heading, justify="right")
     for row in rows:

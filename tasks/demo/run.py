@@ -1,4 +1,4 @@
-"""`agentcloud demo`: a real job from nothing, with answers that a person can check."""
+"""The demo: a real job from nothing, with answers that a person can check."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import json
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from agentcloud.cluster.endpoints import hosted_name, replica_name
 from agentcloud.cluster.errors import ConfigError
@@ -26,42 +24,24 @@ from agentcloud.tasks.demo.fleet import (
     write_demo_fleet,
 )
 from agentcloud.tasks.demo.tickets import generate
-from agentcloud.tasks.render import ProgressView, summary_table
+from agentcloud.tasks.jobs import start_job
+from agentcloud.tasks.render import ProgressView, stdout_console, summary_table
 from agentcloud.tasks.results import read_results
+from agentcloud.tasks.session import cluster_for_run, graceful_interrupts, terminate_as_interrupt
 from agentcloud.tasks.spec import JobRecord, JobSpec, new_job_id
 
 #: Tickets of the held-out wording, from a seed that training never saw.
 HELD_OUT_SEED = 20_261_124
 
 
-def demo_command(
-    tasks: Annotated[int, typer.Option(min=1, help="Tickets to triage.")] = 240,
-    folder: Annotated[
-        Path, typer.Option(help="Where the run's files go, in a folder of its own.")
-    ] = Path("agentcloud-runs"),
-    concurrency: Annotated[int, typer.Option(min=1, help="Tasks at once.")] = 64,
-    dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard too.")] = True,
-    stay: Annotated[
-        bool, typer.Option("--stay", help="Keep the cluster up until Ctrl-C, to look around.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-) -> None:
-    """Triage support tickets with a local model on vLLM and a hosted one; no key, no GPU needed.
+def run_demo(
+    *, tasks: int, folder: Path, concurrency: int, dashboard: bool, stay: bool, as_json: bool
+) -> int:
+    """Run the demo as the command line's options say; returns the exit status.
 
-    Without ANTHROPIC_API_KEY a sandbox on this machine stands in for Anthropic: a second, larger
-    local model answers there, at the hosted model's prices, and nothing is paid. Examples:
-
-        agentcloud demo
-
-        agentcloud demo --tasks 1000 --stay
+    Raises:
+        ConfigError: something is not there, or did not start.
     """
-    from agentcloud.tasks.jobs import start_job
-    from agentcloud.tasks.session import (
-        cluster_for_run,
-        graceful_interrupts,
-        terminate_as_interrupt,
-    )
-
     started_s = time.monotonic()
     run_folder = _run_folder(folder)
     spec = _spec(run_folder, tasks, concurrency)
@@ -92,7 +72,7 @@ def demo_command(
             view.note(f"up until Ctrl-C; dashboard: {info.dashboard_url}")
             while not interrupts.count:
                 time.sleep(0.2)
-    raise typer.Exit(0 if record.done == tasks else 130 if interrupts.count else 1)
+    return 0 if record.done == tasks else 130 if interrupts.count else 1
 
 
 def _run_folder(folder: Path) -> Path:
@@ -137,7 +117,7 @@ def _print(record: JobRecord, spec: JobSpec, dashboard_url: str | None, as_json:
         }
         typer.echo(json.dumps(report, indent=2))
         return
-    console = Console()
+    console = stdout_console()
     console.print(summary_table(record))
     if rows:
         console.print(accuracy_table(rows))
