@@ -72,7 +72,8 @@ async def unary_round(send: Send, inflight: int, calls: int) -> dict[str, float]
     async def worker() -> None:
         nonlocal tokens
         for _ in left:
-            tokens += await send(request())
+            received = await send(request())
+            tokens += received
 
     started_s = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(inflight)))
