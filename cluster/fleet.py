@@ -18,6 +18,7 @@ import structlog
 
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
+    FLEET_NAME,
     RAY_NAMESPACE,
     SCHEDULER_NAME,
     EndpointSpec,
@@ -26,6 +27,7 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.endpoints import check_fleet, hosted_specs, replica_name, replica_spec
 from agentcloud.cluster.errors import AgentCloudError, ConfigError
 from agentcloud.cluster.launch import launch_replica
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.watch import Observation, death_reason, restart_delay_s
 
 log = structlog.get_logger()
@@ -115,6 +117,7 @@ class Fleet:
     """
 
     def __init__(self, config: FleetConfig, where: str) -> None:
+        configure_logs(actor=FLEET_NAME)
         self._config = config
         self._where = where
         self._slots: dict[str, _Slot] = {}
@@ -122,6 +125,9 @@ class Fleet:
         self._stopping = False
         self._reporter: asyncio.Task[None] | None = None
         self._hosted: list[EndpointSpec] = []
+
+    def __repr__(self) -> str:
+        return FLEET_NAME
 
     async def start(self) -> None:
         """Begin to start everything; returns at once.

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import structlog
+
 from agentcloud.cluster.attempts import Attempts, Send
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, SystemClock
@@ -37,10 +39,13 @@ from agentcloud.cluster.errors import (
 )
 from agentcloud.cluster.gpu_share import GpuShare
 from agentcloud.cluster.inference_stream import InferenceStream
+from agentcloud.cluster.logs import bound_ids
 from agentcloud.cluster.message import RoutedMessage, with_receipt
 from agentcloud.cluster.retry import Fail
 
 T = TypeVar("T")
+
+log = structlog.get_logger()
 
 _DEFAULT_ROUTING: Final = Routing()
 
@@ -117,7 +122,8 @@ class Inference:
             opened = await self.lease(run, params)
             send = opened.send
             try:
-                answer = await opened.endpoint.create(send.call)
+                with bound_ids(call=send.call.call_id, endpoint=send.lease.endpoint.name):
+                    answer = await opened.endpoint.create(send.call)
             except BackendError as error:
                 await self.after_failure(run, send, error)
                 continue
@@ -251,6 +257,15 @@ class Inference:
         settlement, decision = run.failed(send, error, self._clock.now())
         self._scheduler.settle(settlement)
         error.sends = run.attempt
+        log.warning(
+            "send failed",
+            call=send.call.call_id,
+            endpoint=send.lease.endpoint.name,
+            attempt=run.attempt,
+            kind=error.kind,
+            why=str(error),
+            then="fails" if isinstance(decision, Fail) else "is sent again",
+        )
         if isinstance(decision, Fail):
             raise error
         if decision.wait_s > 0:

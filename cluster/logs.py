@@ -31,16 +31,20 @@ _LEVELS = {
 }
 
 
-def configure_logs(**ids: str) -> None:
-    """Set this process's logging up; `ids` are bound to every line (`actor="scheduler"`).
+def configure_logs(level: str = "info", **ids: str) -> None:
+    """Set this process's logging up.
 
     JSON unless stderr is a terminal, or as `AGENTCLOUD_LOG` says.
+
+    Args:
+        level: the least that is shown, unless `AGENTCLOUD_LOG_LEVEL` says otherwise.
+        ids: bound to every line (`actor="scheduler"`).
 
     Raises:
         ConfigError: one of the two variables holds an unknown value.
     """
     chosen = os.environ.get(FORMAT_ENV) or ("console" if sys.stderr.isatty() else "json")
-    level = os.environ.get(LEVEL_ENV, "info").lower()
+    level = os.environ.get(LEVEL_ENV, level).lower()
     if chosen not in ("json", "console"):
         raise ConfigError(f"must be json or console (given: {chosen!r})", where=FORMAT_ENV)
     if level not in _LEVELS:
@@ -61,7 +65,8 @@ def configure_logs(**ids: str) -> None:
             *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Looked up at every line: a test or a notebook may replace it.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 

@@ -23,6 +23,7 @@ from agentcloud.cluster.contracts import RAY_NAMESPACE, LoadReport, Params
 from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_settings import EngineSettings
 from agentcloud.cluster.errors import BackendError
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.outbox import Outbox
 from agentcloud.cluster.reaper import start_reaper
 from agentcloud.cluster.replica_wire import (
@@ -61,6 +62,7 @@ class Replica:
     """One engine serving many callers. Start one with `start_replica`."""
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
+        configure_logs(actor=name)
         self._name = name
         self._settings = settings
         self._stopping = False
@@ -72,7 +74,7 @@ class Replica:
         self._reaper = start_reaper()
 
     def __repr__(self) -> str:
-        return f"Replica({self._name})"
+        return self._name
 
     async def ready(self) -> ReplicaInfo:
         """Start the engine the first time; returns once it serves. Tens of seconds.

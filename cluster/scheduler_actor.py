@@ -8,7 +8,6 @@ stays silent for `HOLDER_TIMEOUT_S` is dead: what it waits for is dropped and it
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import threading
 import time
@@ -19,6 +18,7 @@ from decimal import Decimal
 from typing import Any, Final, TypeVar
 
 import ray
+import structlog
 
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import SystemClock
@@ -34,6 +34,7 @@ from agentcloud.cluster.contracts import (
     Settlement,
 )
 from agentcloud.cluster.leases import Expired
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.scheduler import Decision, SchedulerCore
 
 HOLDER_TIMEOUT_S: Final = 15.0
@@ -42,7 +43,7 @@ _KEEP_ALIVE_S: Final = 5.0
 _MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Scheduler:
     """
 
     def __init__(self, config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIMEOUT_S) -> None:
+        configure_logs(actor=SCHEDULER_NAME)
         self._lock = threading.Lock()
         self._clock = SystemClock()
         self._core = SchedulerCore(
@@ -105,6 +107,9 @@ class Scheduler:
         self._timer = threading.Condition(self._lock)
         self._wake_s = float("inf")
         threading.Thread(target=self._keep_time, name="scheduler-time", daemon=True).start()
+
+    def __repr__(self) -> str:
+        return SCHEDULER_NAME
 
     # -- calls
 
@@ -296,7 +301,7 @@ class Scheduler:
         limit_s = self._clock.now() - self._holder_timeout_s
         for name, holder in list(self._holders.items()):
             if holder.seen_s <= limit_s:
-                log.warning("process %s is silent: its leases end", name)
+                log.warning("process is silent, its leases end", holder=name)
                 self._drop(name)
             else:
                 self._wake_by(holder.seen_s + self._holder_timeout_s)
@@ -312,7 +317,9 @@ def abort(expired: list[Expired]) -> None:
         try:
             ray.get_actor(name, namespace=RAY_NAMESPACE).abort.remote(call_ids)
         except ValueError:
-            log.info("%s is gone, with %d calls whose leases ended", name, len(call_ids))
+            log.info(
+                "replica is gone, with calls whose leases ended", endpoint=name, calls=len(call_ids)
+            )
 
 
 SchedulerActor = ray.remote(concurrency_groups={"control": 16})(Scheduler)

@@ -8,7 +8,6 @@ that must wait come through one stream per process, without another request.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import uuid
@@ -19,6 +18,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import ray
+import structlog
 
 from agentcloud.cluster.contracts import (
     RAY_NAMESPACE,
@@ -45,7 +45,7 @@ HEARTBEAT_S: Final = 2.0
 RECONNECT_S: Final = 15.0
 _REOPEN_S: Final = 0.05
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 
 class LocalScheduler:
@@ -209,7 +209,7 @@ class SchedulerClient:
             try:
                 await self._actor.leave.remote(self.holder)
             except ray.exceptions.RayError as error:
-                log.debug("the scheduler was gone at close: %s", error)
+                log.debug("the scheduler was gone at close", why=str(error))
 
     def __repr__(self) -> str:
         return (
@@ -266,7 +266,7 @@ class SchedulerClient:
             reply: Reply = await self._actor.exchange.remote(exchange)
         except ray.exceptions.RayTaskError as error:
             # A bug at the scheduler: telling it the same again would only repeat it.
-            log.error("the scheduler failed on a batch: %s", error)
+            log.error("the scheduler failed on a batch", why=str(error))
             for request in exchange.requests:
                 future = self._futures.get(request.call_id)
                 if future is not None and not future.done():
@@ -317,7 +317,7 @@ class SchedulerClient:
 
     def _recover(self, error: Exception) -> None:
         if self._recovering is None and not self._closed:
-            log.warning("lost the scheduler (%s), looking for it", type(error).__name__)
+            log.warning("lost the scheduler, looking for it", why=type(error).__name__)
             self._recovering = self._spawn(self._reconnect())
 
     async def _reconnect(self) -> None:

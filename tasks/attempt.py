@@ -22,6 +22,7 @@ from agentcloud.cluster.errors import (
     Refused,
     Unusable,
 )
+from agentcloud.cluster.logs import bound_ids
 from agentcloud.tasks.spec import JobSpec, TaskEnd, TaskInput, TaskResult
 
 log = structlog.get_logger()
@@ -33,7 +34,17 @@ _ERROR_CHARS = 500
 async def attempt_task(
     agent: Agent[Any], client: MessagesClient, spec: JobSpec, task: TaskInput
 ) -> TaskResult:
-    """Run an agent on one input; never raises, a cancellation too becomes an end."""
+    """Run an agent on one input; never raises, a cancellation too becomes an end.
+
+    Every line logged meanwhile carries the job's id and the task's.
+    """
+    with bound_ids(job=spec.job_id, task=task.id):
+        return await _attempt(agent, client, spec, task)
+
+
+async def _attempt(
+    agent: Agent[Any], client: MessagesClient, spec: JobSpec, task: TaskInput
+) -> TaskResult:
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     started_s = time.monotonic()
     context = Context(
@@ -57,7 +68,7 @@ async def attempt_task(
             end, error, kind = TaskEnd.FAILED, _too_slow(spec), "TaskTimeout"
         else:
             end, error, kind = judge(raised, spec, task.id), one_line(raised), type(raised).__name__
-            log.warning("task attempt failed", job=spec.job_id, task=task.id, exc_info=raised)
+            log.warning("task attempt failed", exc_info=raised)
     return TaskResult(
         id=task.id,
         end=end,

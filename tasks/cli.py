@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from agentcloud.cluster.errors import AgentCloudError, AgentError, ConfigError
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.plan_cli import plan_command
 from agentcloud.tasks import cli_cluster, cli_demo, cli_jobs, cli_run
 
@@ -33,6 +34,7 @@ def _options(
     ] = False,
 ) -> None:
     """Run very many LLM agent tasks on your own vLLM replicas and Anthropic's API at once."""
+    configure_logs("info" if debug else "warning")
     if debug:
         os.environ["AGENTCLOUD_DEBUG"] = "1"
 

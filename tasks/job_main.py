@@ -18,6 +18,7 @@ import ray
 
 from agentcloud.cluster.errors import AgentCloudError, ConfigError
 from agentcloud.cluster.lifecycle import connect_ray
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.jobs import Job, preflight, start_job
 from agentcloud.tasks.render import progress_line
 from agentcloud.tasks.spec import JobRecord, JobSpec, JobState
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(spec: JobSpec) -> int:
+    configure_logs(job=spec.job_id)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     info = connect_ray()

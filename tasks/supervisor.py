@@ -21,6 +21,7 @@ import structlog
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import AgentCloudError, ConfigError
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import one_line
 from agentcloud.tasks.board import Board
 from agentcloud.tasks.results import ResultsFile
@@ -66,6 +67,7 @@ class Supervisor:
     """
 
     def __init__(self, spec: JobSpec, total: int, mirror_timeout_s: float | None = None) -> None:
+        configure_logs(actor=f"job:{spec.job_id}", job=spec.job_id)
         self._spec = spec
         self._total = total
         self._mirror_timeout_s = mirror_timeout_s
@@ -87,6 +89,9 @@ class Supervisor:
         self._spent_usd: Decimal | None = None
         self._over = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"job:{self._spec.job_id}"
 
     async def start(self) -> None:
         """Open the results file and the budget, and start the workers.

@@ -16,6 +16,7 @@ import ray
 
 from agentcloud.agents.agent import Agent, load_agent
 from agentcloud.cluster.client import AsyncAgentCloud
+from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import attempt_task
 from agentcloud.tasks.spec import JobSpec, TaskInput, TaskResult
 
@@ -36,6 +37,7 @@ class Worker:
     """
 
     def __init__(self, name: str, spec: JobSpec, room: int, supervisor: Any) -> None:
+        configure_logs(actor=name)
         self._name = name
         self._spec = spec
         self._room = room
@@ -44,6 +46,9 @@ class Worker:
         self._ended: list[TaskResult] = []
         self._wake = asyncio.Event()
         self._cancelled = False
+
+    def __repr__(self) -> str:
+        return self._name
 
     async def run(self) -> None:
         """Work until the supervisor has nothing more.

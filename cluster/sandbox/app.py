@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import structlog
 from aiohttp import web
 from pydantic import PositiveInt, ValidationError
 from pydantic_core import to_json
@@ -20,7 +20,7 @@ from agentcloud.cluster.sandbox.faults import FAULT_HEADER, first_problem
 from agentcloud.cluster.sandbox.listing import list_models, model_info
 from agentcloud.cluster.sandbox.settings import Fault
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _KEPT_HEADERS = ("x-stainless-retry-count", "x-stainless-timeout", "idempotency-key")
 _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -112,7 +112,7 @@ class SandboxApp:
                 record.outcome = "cancelled"
             raise
         except Exception:
-            logger.exception("sandbox failed on %s", record.request_id)
+            log.exception("sandbox failed", request=record.request_id)
             record.status, record.outcome = 500, "api_error"
             failure = ApiError("api_error", "Internal server error")
             return _error_response(failure, record.request_id)
