@@ -267,9 +267,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="instead of the recipe's own")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--start-from", type=Path, metavar="DIR", help="train these models further, on new data"
-    )
+    parser.add_argument("--start-from", type=Path, metavar="DIR", help="train these further")
+    parser.add_argument("--round", type=int, default=1, help="2, 3, … when training further")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -284,9 +283,8 @@ def main() -> None:
         else:
             tokenizer = train_tokenizer(seed=0)
             model = new_model(recipe, tokenizer)
-        # Training further repeats no ticket of the run before.
-        seed = f"{recipe.seed}/further" if arguments.start_from else recipe.seed
-        rng = random.Random(seed)  # noqa: S311 - not for secrets
+        # Another round sees other tickets.
+        rng = random.Random(f"{recipe.seed}/{arguments.round}")  # noqa: S311 - not for secrets
         train(model.train(), recipe, tokenizer, rng, arguments.steps or recipe.steps)
         folder = arguments.out / recipe.name
         save(model.to(torch.bfloat16).eval(), tokenizer, folder)
