@@ -86,7 +86,7 @@ def connect_ray(address: str | None = None) -> RayInfo:
         return _ray_info()
     switch_on_token_auth()
     target = address or os.environ.get("RAY_ADDRESS") or "auto"
-    _knock(target)
+    knock(target)
     try:
         ray.init(
             address=target,
@@ -110,7 +110,7 @@ def connect_ray(address: str | None = None) -> RayInfo:
     return _ray_info()
 
 
-def _knock(target: str) -> None:
+def knock(target: str) -> None:
     """Fail at once where nothing listens: Ray itself tries for a minute and a half, then dies.
 
     Raises:

@@ -25,7 +25,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from agentcloud.cluster.errors import ConfigError, TaskError
-from agentcloud.cluster.ray_session import switch_on_token_auth
+from agentcloud.cluster.ray_session import knock, switch_on_token_auth
 from agentcloud.tasks.package import pack
 from agentcloud.tasks.spec import JobSpec
 
@@ -99,6 +99,7 @@ class Submissions:
         switch_on_token_auth()
         logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
         self._where = address or os.environ.get("RAY_ADDRESS") or "auto"
+        knock(self._where)
         try:
             with _ray_address(address):
                 self._client = JobSubmissionClient(None if self._where == "auto" else self._where)
