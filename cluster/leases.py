@@ -148,10 +148,8 @@ class LeaseBook:
             return None
         return granted.lease
 
-    def settle(
-        self, settlement: Settlement, now_s: float, wall_s: float | None
-    ) -> EndpointState | None:
-        """Replace what a lease took by the truth; returns the endpoint with a slot freed.
+    def settle(self, settlement: Settlement, now_s: float, wall_s: float | None) -> Granted | None:
+        """Replace what a lease took by the truth; returns the lease that ended, if one did.
 
         A second settlement changes nothing, except that the cost of an expired lease or of one
         settled as unknown, told late, replaces its unknown money.
@@ -183,7 +181,7 @@ class LeaseBook:
             learn(granted, settlement, settlement.usage)
         self._total(granted).add(settlement, now_s, now_s - granted.granted_s)
         cls.place(state, now_s)
-        return state
+        return granted
 
     def expire(self, now_s: float) -> list[Expired]:
         """End the leases whose time has passed."""

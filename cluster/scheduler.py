@@ -29,6 +29,7 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint
 from agentcloud.cluster.leases import Expired, LeaseBook
+from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.registry import Pricer, Registry
 from agentcloud.cluster.standing import Totals, describe, limits_snapshot
@@ -204,15 +205,20 @@ class SchedulerCore:
         self._dispatcher.remove(waiter)
         return True
 
-    def settle(self, settlement: Settlement) -> None:
-        """Tell the truth about a lease; an unknown or settled one changes nothing."""
+    def settle(self, settlement: Settlement) -> OpenLease | None:
+        """Tell the truth about a lease; an unknown or settled one changes nothing.
+
+        Returns:
+            The lease that this ended.
+        """
         now_s = self._clock.now()
         wall_s = self._wall() if self._wall is not None and settlement.limit_headers else None
-        state = self._leases.settle(settlement, now_s, wall_s)
-        if state is not None:
-            self._slot_freed(state)
+        ended = self._leases.settle(settlement, now_s, wall_s)
+        if ended is not None:
+            self._slot_freed(ended.state)
         if self._parked:
             self._unpark()
+        return ended
 
     def expire(self) -> list[Expired]:
         """End leases whose time has passed; their calls should be aborted."""
@@ -256,6 +262,16 @@ class SchedulerCore:
     def inflight(self) -> int:
         """Leases without a settlement."""
         return len(self._leases)
+
+    @property
+    def registry(self) -> Registry:
+        """Endpoints and limits, to look at."""
+        return self._registry
+
+    @property
+    def totals(self) -> Mapping[str, Totals]:
+        """What each endpoint has done, those that are gone too, to look at."""
+        return self._leases.totals
 
     def endpoint(self, name: str) -> EndpointState:
         """An endpoint's state, to look at."""

@@ -35,6 +35,7 @@ from agentcloud.cluster.contracts import (
 )
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
+from agentcloud.cluster.metrics import CallMetrics
 from agentcloud.cluster.scheduler import Decision, SchedulerCore
 
 HOLDER_TIMEOUT_S: Final = 15.0
@@ -104,6 +105,8 @@ class Scheduler:
         self._holders: dict[str, _Holder] = {}
         self._holder_timeout_s = holder_timeout_s
         self._expired: list[Expired] = []
+        self._metrics = CallMetrics()
+        self._metrics.start(self._core, self._lock, self._clock.now)
         self._timer = threading.Condition(self._lock)
         self._wake_s = float("inf")
         threading.Thread(target=self._keep_time, name="scheduler-time", daemon=True).start()
@@ -119,7 +122,8 @@ class Scheduler:
         with self._lock:
             holder = self._holder(exchange.holder)
             for settlement in exchange.settlements:
-                core.settle(settlement)
+                if (ended := core.settle(settlement)) is not None:
+                    self._metrics.settled(ended, settlement)
             for call_id in exchange.cancels:
                 core.cancel(call_id)
             for request in exchange.requests:
