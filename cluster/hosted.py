@@ -14,8 +14,9 @@ from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, Final, TypeVar, cast
 
 import httpx2
-from anthropic import AsyncAnthropic, AsyncStream
+from anthropic import AsyncAnthropic, AsyncStream, RequestOptions
 from anthropic.types import RawMessageStreamEvent
+from pydantic_core import to_json
 
 from agentcloud.cluster.config import Account
 from agentcloud.cluster.contracts import Answer, Call, EndpointSpec, Params, Timings
@@ -139,9 +140,9 @@ class HostedEndpoint:
         sent_s = time.perf_counter()
         response = await self.client().post(
             _MESSAGES,
-            body=dict(call.params),
+            content=to_json(call.params),
             cast_to=httpx2.Response,
-            options={"timeout": _timeout(call.timeout_s)},
+            options=_options(call),
         )
         message = message_of(response.json())
         return Answer(
@@ -225,13 +226,18 @@ async def _post(client: AsyncAnthropic, call: Call, cast_to: Any) -> Any:
     """An open event stream: typed events, or the bare response."""
     return await client.post(
         _MESSAGES,
-        body={**call.params, "stream": True},
+        content=to_json({**call.params, "stream": True}),
         cast_to=cast_to,
-        options={"timeout": _timeout(call.timeout_s)},
+        options=_options(call),
         stream=True,
         stream_cls=AsyncStream[cast_to],
     )
 
 
-def _timeout(seconds: float) -> httpx2.Timeout:
-    return httpx2.Timeout(seconds, connect=min(CONNECT_S, seconds), pool=None)
+def _options(call: Call) -> RequestOptions:
+    seconds = call.timeout_s
+    return {
+        "timeout": httpx2.Timeout(seconds, connect=min(CONNECT_S, seconds), pool=None),
+        # Never sent, but else the client draws a random one.
+        "idempotency_key": call.call_id,
+    }

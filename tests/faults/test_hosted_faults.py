@@ -255,10 +255,11 @@ async def test_no_retry_passes_the_deadline(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_a_deadline_limits_each_send(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with serving(monkeypatch) as served:
-        served.sandbox.add_fault(Fault(kind=FaultKind.HANG), count=9)
-        with pytest.raises(CallTimeout):
-            await served.inference.create(PARAMS, Routing(deadline_s=0.2))
+    async with serving(monkeypatch, clock=FakeClock()) as served:
+        served.sandbox.add_fault(Fault(kind=FaultKind.HANG))
+        with pytest.raises(CallTimeout) as caught:
+            await served.inference.create(PARAMS, Routing(deadline_s=0.3, max_attempts=1))
+        assert caught.value.timeout_s == pytest.approx(0.3)
         assert served.sends == 1
 
 
