@@ -85,7 +85,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def ray_head(*, token: bool = True) -> Iterator[Head]:
+def ray_head(*, token: bool = True, wait: bool = True) -> Iterator[Head]:
     """`ray start --head` in a session folder and on ports of its own; ended by its own group."""
     # Short: Ray puts Unix sockets below it, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ac"))
@@ -115,7 +115,8 @@ def ray_head(*, token: bool = True) -> Iterator[Head]:
     try:
         _wait_for_port(process, dashboard)
         head = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
-        _wait_until_it_answers(head, folder)
+        if wait:
+            _wait_until_it_answers(head, folder)
         yield head
     finally:
         _end_group(process)
