@@ -137,7 +137,8 @@ class Dispatcher:
             return self._conclude(waiter, choice)
         declined = choice.declined()
         group.stuck = not declined
-        look_again = declined
+        # What is avoided is used once nothing else answers, which frees no slot.
+        look_again = declined or bool(group.avoid)
         for each in choice.weighed:
             if each.state is None:
                 each.option.cls.join(group)

@@ -8,7 +8,6 @@ returns. Not thread-safe: a shell calls it from one thread at a time.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -30,9 +29,10 @@ from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
+from agentcloud.cluster.parking import Parking
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.registry import Pricer, Registry
-from agentcloud.cluster.standing import Totals, describe, limits_snapshot
+from agentcloud.cluster.standing import Totals, overview
 from agentcloud.cluster.waiting import Waiter
 from agentcloud.cluster.weighing import Choice, explain
 
@@ -98,7 +98,7 @@ class SchedulerCore:
         self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
         self._dispatcher = Dispatcher(self._registry, self._conclude, self._refuse_unable)
         self._waiters: dict[str, Waiter] = {}
-        self._parked: deque[Waiter] = deque()
+        self._parking = Parking()
         self._decisions: list[Decision] = []
         self._seq = 0
         self._refused = 0
@@ -152,18 +152,19 @@ class SchedulerCore:
         state = self._registry.endpoints.get(name)
         if state is not None:
             self._dispatcher.at(now_s + DOWN_PATIENCE_S, self._give_up, state)
+            self._dispatcher.freed_all()
 
     # -- budgets
 
     def open_budget(self, path: tuple[str, ...], limit_usd: Decimal | None) -> None:
         """Create a budget, or change its cap."""
         self._budgets.open(path, limit_usd)
-        self._unpark()
+        self._unpark(everything=True)
 
     def close_budget(self, path: tuple[str, ...]) -> None:
         """Forget a budget and those below it; what they spent stays charged above."""
         self._budgets.close(path)
-        self._unpark()
+        self._unpark(everything=True)
 
     def budgets(self) -> list[BudgetState]:
         """All open budgets, the fleet's first."""
@@ -216,7 +217,7 @@ class SchedulerCore:
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
-        if self._parked:
+        if self._parking:
             self._unpark()
         return ended
 
@@ -279,35 +280,13 @@ class SchedulerCore:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a person or a dashboard wants to see, JSON-able."""
-        now_s = self._clock.now()
-        totals = self._leases.totals
-        fleet = Totals()
         return {
-            "endpoints": {
-                name: describe(state, totals.get(name, fleet), now_s)
-                for name, state in sorted(self._registry.endpoints.items())
-            },
-            "gone": {
-                name: each.as_dict(now_s)
-                for name, each in sorted(totals.items())
-                if name not in self._registry.endpoints
-            },
+            **overview(self._registry, self._leases.totals, self.budgets(), self._clock.now()),
             "waiting": self.waiting,
-            "waiting_for_budget": len(self._parked),
+            "waiting_for_budget": len(self._parking),
             "inflight": self.inflight,
             "refused": self._refused,
             "stale_settlements": self._leases.stale_settlements,
-            "limits": limits_snapshot(self._registry, now_s),
-            "budgets": [
-                {
-                    "scope": state.scope,
-                    "limit_usd": None if state.limit_usd is None else str(state.limit_usd),
-                    "spent_usd": str(state.spent_usd),
-                    "reserved_usd": str(state.reserved_usd),
-                    "unknown_usd": str(state.unknown_usd),
-                }
-                for state in self.budgets()
-            ],
         }
 
     def __repr__(self) -> str:
@@ -376,16 +355,14 @@ class SchedulerCore:
                 ),
             )
         elif node.may_fit_later(worst):
-            self._parked.append(waiter)
+            self._parking.park(node, waiter, worst)
         else:
             self._refuse(waiter, exceeded(node))
 
-    def _unpark(self) -> None:
+    def _unpark(self, *, everything: bool = False) -> None:
         """Money came back: those who waited for it try again, before later ones."""
-        parked, self._parked = self._parked, deque()
-        for waiter in reversed(parked):
-            if not waiter.decided:
-                self._dispatcher.add(waiter, first=True)
+        for waiter in reversed(self._parking.release(everything=everything)):
+            self._dispatcher.add(waiter, first=True)
 
     def _refuse_unable(self, waiter: Waiter) -> None:
         self._refuse(waiter, self._registry.refusal(waiter.request, waiter.target))
@@ -405,7 +382,7 @@ class SchedulerCore:
     def _ended(self, ended: list[Expired]) -> list[Expired]:
         for each in ended:
             self._slot_freed(each.state)
-        if ended and self._parked:
+        if ended and self._parking:
             self._unpark()
         return ended
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
-from agentcloud.cluster.contracts import Outcome, Settlement
+from agentcloud.cluster.contracts import BudgetState, Outcome, Settlement
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.registry import Registry
 
@@ -158,4 +159,36 @@ def limits_snapshot(registry: Registry, now_s: float) -> dict[str, Any]:
             "cooling_s": max(0.0, limiter.cooled_until_s - now_s),
         }
         for name, limiter in registry.limiters.items()
+    }
+
+
+def overview(
+    registry: Registry,
+    totals: Mapping[str, Totals],
+    budgets: Sequence[BudgetState],
+    now_s: float,
+) -> dict[str, Any]:
+    """Endpoints (those gone too), limits and budgets, JSON-able; money as strings, exact."""
+    nothing = Totals()
+    return {
+        "endpoints": {
+            name: describe(state, totals.get(name, nothing), now_s)
+            for name, state in sorted(registry.endpoints.items())
+        },
+        "gone": {
+            name: each.as_dict(now_s)
+            for name, each in sorted(totals.items())
+            if name not in registry.endpoints
+        },
+        "limits": limits_snapshot(registry, now_s),
+        "budgets": [
+            {
+                "scope": state.scope,
+                "limit_usd": None if state.limit_usd is None else str(state.limit_usd),
+                "spent_usd": str(state.spent_usd),
+                "reserved_usd": str(state.reserved_usd),
+                "unknown_usd": str(state.unknown_usd),
+            }
+            for state in budgets
+        ],
     }

@@ -31,16 +31,18 @@ def test_no_interleaving_passes_a_cap(caps, actions):
     tree = BudgetTree(caps.get((), Decimal(1)))
     for path in PATHS[1:]:
         tree.open(path, caps.get(path))
+    refused: list[tuple[str, tuple[str, ...]]] = []
     held: list[Reservation] = []
     unknown: list[Reservation] = []
+    unchanged = True
     for what, where, amount in actions:
         if what == "reserve":
             before = tree.states()
             try:
                 held.append(tree.reserve(where, amount))
             except BudgetExceeded as error:
-                assert tree.states() == before, "a refused reservation holds nothing"
-                assert error.scope == "fleet" or error.scope in where
+                unchanged = unchanged and tree.states() == before
+                refused.append((error.scope, where))
         elif what == "late" and unknown:
             each = unknown.pop(where % len(unknown))
             tree.settle(each, each.amount_usd * amount / 100)
@@ -53,6 +55,8 @@ def test_no_interleaving_passes_a_cap(caps, actions):
             used = state.spent_usd + state.reserved_usd + state.unknown_usd
             assert state.limit_usd is None or used <= state.limit_usd
             assert min(state.spent_usd, state.reserved_usd, state.unknown_usd) >= 0
+    assert unchanged, "a refused reservation holds nothing"
+    assert all(scope == "fleet" or scope in path for scope, path in refused)
     root = tree.root
     assert root.reserved_usd == sum((each.amount_usd for each in held), Decimal(0))
     assert root.unknown_usd == sum((each.amount_usd for each in unknown), Decimal(0))
