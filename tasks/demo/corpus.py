@@ -41,7 +41,6 @@ _CHAT_SYSTEMS = (
     "You are a helpful assistant.",
     "You are a friendly assistant. Answer in one sentence.",
     "Be brief.",
-    SYSTEM_PROMPT,
 )
 _FRAMES = (
     "Ticket:\n{ticket}",
