@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, TypeVar
 
 from agentcloud.cluster.contracts import Policy
 
@@ -17,15 +17,6 @@ from agentcloud.cluster.contracts import Policy
 TIME_WEIGHT: Final = {Policy.COST: 0.05, Policy.BALANCED: 1.0, Policy.LATENCY: 100.0}
 #: With a deadline to meet, time within it only breaks near-ties of money.
 _IN_TIME_WEIGHT: Final = 0.001
-
-
-class Named(Protocol):
-    """What the reason needs to know of an endpoint."""
-
-    @property
-    def name(self) -> str:
-        """The endpoint's name."""
-        ...
 
 
 @dataclass(slots=True)
@@ -50,6 +41,9 @@ class Candidate:
     def total_s(self) -> float:
         """Predicted time to completion."""
         return self.wait_s + self.service_s
+
+
+C = TypeVar("C", bound=Candidate)
 
 
 def score_usd(candidate: Candidate, usd_per_s: float) -> float:
@@ -89,6 +83,20 @@ def choose(
     return best
 
 
+def runner_up(
+    candidates: Sequence[C], chosen: int, policy: Policy, usd_per_hour_waited: float
+) -> C | None:
+    """The next best on the one scale, None where there is no other."""
+    usd_per_s = usd_per_hour_waited * TIME_WEIGHT[policy] / 3600.0
+    best, best_usd = None, float("inf")
+    for index, candidate in enumerate(candidates):
+        if index != chosen:
+            usd = candidate.cost_usd + (candidate.wait_s + candidate.service_s) * usd_per_s
+            if usd < best_usd:
+                best, best_usd = candidate, usd
+    return best
+
+
 def reason(
     candidates: Sequence[Candidate],
     chosen: int,
@@ -96,7 +104,7 @@ def reason(
     policy: Policy,
     deadline_left_s: float | None,
     peer: str = "",
-    usd_per_hour_waited: float = 1.0,
+    other: Candidate | None = None,
 ) -> str:
     """Why `chosen` was taken, for a person.
 
@@ -107,7 +115,7 @@ def reason(
         policy: the policy it was chosen under.
         deadline_left_s: seconds left, None without a deadline.
         peer: words on how it was picked among its equals.
-        usd_per_hour_waited: as given to `choose`; it picks the runner-up to name.
+        other: the runner-up, to be named with its standing.
     """
     candidate = candidates[chosen]
     total_s = candidate.wait_s + candidate.service_s
@@ -115,40 +123,37 @@ def reason(
         word = "only one able"
     else:
         word = f"{_superlative(candidates, chosen, policy, deadline_left_s)} of {able} able"
-    parts = [f"{word}: predicted {total_s:.3g} s, ${_usd(candidate.cost_usd)}"]
+    text = f"{word}: predicted {total_s:.3g} s, ${_usd(candidate.cost_usd)}"
     if peer:
-        parts.append(peer)
-    if len(candidates) > 1:
-        usd_per_s = usd_per_hour_waited * TIME_WEIGHT[policy] / 3600.0
-        other = min(
-            (each for index, each in enumerate(candidates) if index != chosen),
-            key=lambda each: score_usd(each, usd_per_s),
-        )
-        standing = other.standing or "free"
-        parts.append(f"{other.name} {standing}: {other.total_s:.3g} s, ${_usd(other.cost_usd)}")
-    return "; ".join(parts)
+        text = f"{text}; {peer}"
+    if other is None:
+        return text
+    return (
+        f"{text}; {other.name} {other.standing or 'free'}: "
+        f"{other.wait_s + other.service_s:.3g} s, ${_usd(other.cost_usd)}"
+    )
 
 
 def _superlative(
     candidates: Sequence[Candidate], chosen: int, policy: Policy, deadline_left_s: float | None
 ) -> str:
     candidate = candidates[chosen]
-    total_s = candidate.wait_s + candidate.service_s
+    cost_usd, total_s = candidate.cost_usd, candidate.wait_s + candidate.service_s
     if deadline_left_s is not None:
         if total_s > deadline_left_s:
             return f"fastest (deadline in {deadline_left_s:.3g} s will be missed)"
         if policy is not Policy.LATENCY:
             return f"cheapest to meet {deadline_left_s:.3g} s"
-    cheapest = all(candidate.cost_usd <= each.cost_usd for each in candidates)
-    fastest = all(total_s <= each.wait_s + each.service_s for each in candidates)
+    cheapest = fastest = True
+    for each in candidates:
+        cheapest = cheapest and cost_usd <= each.cost_usd
+        fastest = fastest and total_s <= each.wait_s + each.service_s
     # Four cases: it wins on both, on money, on time, or on the sum of the two.
     if cheapest and fastest:
         return "cheapest and fastest" if len(candidates) > 1 else "least loaded"
     if cheapest:
         return "cheapest"
-    if fastest:
-        return "fastest"
-    return "best of money and time"
+    return "fastest" if fastest else "best of money and time"
 
 
 def _usd(amount: float) -> str:

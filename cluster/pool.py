@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -75,6 +74,10 @@ class EndpointState:
 
     def estimate(self, input_tokens: int, output_tokens: float, now_s: float) -> Estimate:
         """What one more call would take here."""
+        if self.load is None:
+            return self.cls.predictor.estimate(
+                self.inflight + 1, float(input_tokens), output_tokens, self.slowness
+            )
         return self.cls.predictor.estimate(
             self.running(now_s) + 1,
             float(input_tokens + self.queued_prompt_tokens(now_s)),
@@ -178,27 +181,25 @@ class EndpointClass:
         self._lowest = lowest
         return lowest < len(buckets)
 
-    def by_load(self) -> Iterator[EndpointState]:
-        """Members that admit a call, least loaded first."""
-        if self.has_room():
-            for bucket in self._buckets[self._lowest :]:
-                yield from bucket.values()
-
     def pick(
         self, input_tokens: int, output_tokens: float, avoid: frozenset[str], now_s: float
     ) -> tuple[EndpointState, Estimate] | None:
         """The best of the few least loaded members that are not avoided, and its estimate."""
+        if not self.has_room():
+            return None
         best: tuple[EndpointState, Estimate] | None = None
         seen = 0
-        for state in self.by_load():
-            if avoid and state.spec.name in avoid:
-                continue
-            estimate = state.estimate(input_tokens, output_tokens, now_s)
-            if best is None or estimate.total_s < best[1].total_s:
-                best = state, estimate
-            seen += 1
-            if seen == FEW:
-                break
+        buckets = self._buckets
+        for inflight in range(self._lowest, len(buckets)):
+            for state in buckets[inflight].values():
+                if avoid and state.spec.name in avoid:
+                    continue
+                estimate = state.estimate(input_tokens, output_tokens, now_s)
+                if best is None or estimate.total_s < best[1].total_s:
+                    best = state, estimate
+                seen += 1
+                if seen == FEW:
+                    return best
         return best
 
     def full_estimate(self, input_tokens: int, output_tokens: float) -> Estimate:

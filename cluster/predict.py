@@ -143,14 +143,16 @@ class Predictor:
         self, running: int, prompt_tokens: float, output_tokens: float, slowness: float = 1.0
     ) -> Estimate:
         """What a call of `output_tokens` would take with `running` calls, itself included."""
-        ttft_known = self.ttft.samples > 0
-        known = self.per_token.samples > 0
+        ttft, per_token = self.ttft, self.per_token
+        ttft_known, known = ttft.samples > 0, per_token.samples > 0
         if ttft_known:
-            ttft_s = self.ttft.at(prompt_tokens) * slowness
+            ttft_s = (ttft.intercept + ttft.slope * prompt_tokens) * slowness
         else:
             # A wire that never tells the first token has it inside its time per token.
             ttft_s = 0.0 if known else PRIOR_TTFT_S
-        per_token_s = self.per_token.at(running) * slowness if known else PRIOR_PER_TOKEN_S
+        per_token_s = PRIOR_PER_TOKEN_S
+        if known:
+            per_token_s = (per_token.intercept + per_token.slope * running) * slowness
         return Estimate(ttft_s, ttft_s + per_token_s * output_tokens, ttft_known, known)
 
     def __repr__(self) -> str:

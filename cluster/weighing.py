@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from agentcloud.cluster.policy import Candidate, choose, reason
+from agentcloud.cluster.policy import Candidate, choose, reason, runner_up
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.predict import Estimate
 from agentcloud.cluster.waiting import Group, Option, Waiter
@@ -84,10 +84,10 @@ def explain(choice: Choice, group: Group, waiter: Waiter, now_s: float, value_us
     peer = ""
     if peers > 1 and best.state is not None and group.pin is None:
         peer = f"least busy of {peers} equals ({best.state.inflight} in flight)"
-    for each in choice.weighed:
-        if each.state is None:
-            each.standing = _standing(each, now_s)
-    why = reason(choice.weighed, choice.index, group.able, waiter.policy, left_s, peer, value_usd)
+    other = runner_up(choice.weighed, choice.index, waiter.policy, value_usd)
+    if other is not None and other.state is None:
+        other.standing = _standing(other, now_s)
+    why = reason(choice.weighed, choice.index, group.able, waiter.policy, left_s, peer, other)
     return why if best.estimate.known else f"{why}; no data yet, assumed"
 
 

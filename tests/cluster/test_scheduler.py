@@ -11,7 +11,7 @@ from agentcloud.cluster.parking import Parking
 from tests.cluster.scheduling import HAIKU, Bed, failed, fleet, hosted, ok, replica
 
 
-def test_the_least_busy_of_equals_is_taken_and_says_why():
+def test_the_least_busy_of_equals_is_taken_and_says_why() -> None:
     bed = Bed(replica(0), replica(1))
     names = [bed.ask(f"c{index}").endpoint.name for index in range(4)]
     assert sorted(names[:2]) == sorted(names[2:]) == ["replica:m:0", "replica:m:1"]
@@ -22,7 +22,7 @@ def test_the_least_busy_of_equals_is_taken_and_says_why():
     assert repr(bed.core.endpoint("replica:m:0")) == "<Endpoint replica:m:0 up 2/2>"
 
 
-def test_waiting_is_first_come_first_served_within_a_priority():
+def test_waiting_is_first_come_first_served_within_a_priority() -> None:
     bed = Bed(replica(0, slots=1))
     first = bed.ask("c0")
     for call_id, priority in (("c1", 0), ("c2", 0), ("late", 1), ("soon", -1)):
@@ -34,14 +34,14 @@ def test_waiting_is_first_come_first_served_within_a_priority():
     assert bed.leases["c2"].queued_s == 0.0
 
 
-def test_a_request_that_waits_holds_up_nobody_whom_another_endpoint_serves():
+def test_a_request_that_waits_holds_up_nobody_whom_another_endpoint_serves() -> None:
     bed = Bed(replica(0, slots=1), hosted())
     bed.ask("c0", "m")
     assert bed.ask("c1", "m") is None
     assert bed.ask("c2", HAIKU) is not None
 
 
-def test_a_busy_pool_spills_to_the_hosted_model_by_prediction_alone():
+def test_a_busy_pool_spills_to_the_hosted_model_by_prediction_alone() -> None:
     bed = Bed(replica(0, slots=1), hosted(slots=50))
     names = [lease.endpoint.name for index in range(6) if (lease := bed.ask(f"c{index}"))]
     assert names[0] == "replica:m:0"
@@ -51,7 +51,7 @@ def test_a_busy_pool_spills_to_the_hosted_model_by_prediction_alone():
     assert cheap.ask("c1", routing=Routing(policy=Policy.COST)) is None, "waiting is cheaper"
 
 
-def test_a_deadline_buys_what_waiting_would_miss():
+def test_a_deadline_buys_what_waiting_would_miss() -> None:
     bed = Bed(replica(0, slots=1), hosted(slots=50), config=fleet(policy="cost"))
     bed.ask("c0")
     assert bed.ask("c1") is None
@@ -61,7 +61,7 @@ def test_a_deadline_buys_what_waiting_would_miss():
     assert "cheapest to meet 3 s" in lease.reason
 
 
-def test_what_nothing_can_serve_is_refused_with_the_reason_of_each():
+def test_what_nothing_can_serve_is_refused_with_the_reason_of_each() -> None:
     bed = Bed(replica(0), hosted())
     bed.ask("c0", "gpt-9")
     assert "no endpoint serves 'gpt-9'" in str(bed.errors["c0"])
@@ -73,7 +73,7 @@ def test_what_nothing_can_serve_is_refused_with_the_reason_of_each():
     assert bed.ask("c2", input_tokens=30_000).endpoint.name == f"anthropic/{HAIKU}"
 
 
-def test_three_failures_cool_an_endpoint_and_one_probe_brings_it_back():
+def test_three_failures_cool_an_endpoint_and_one_probe_brings_it_back() -> None:
     bed = Bed(replica(0, slots=8))
     leases = [bed.ask(f"c{index}") for index in range(4)]
     for lease in leases[:3]:
@@ -94,7 +94,7 @@ def test_three_failures_cool_an_endpoint_and_one_probe_brings_it_back():
     assert bed.ask("d3") is not None
 
 
-def test_avoiding_is_a_wish():
+def test_avoiding_is_a_wish() -> None:
     bed = Bed(replica(0), replica(1))
     avoid = frozenset({"replica:m:0"})
     for index in range(2):
@@ -105,7 +105,7 @@ def test_avoiding_is_a_wish():
     assert bed.leases["c2"].endpoint.name == "replica:m:0", "nothing else is answering"
 
 
-def test_requests_wait_for_a_replica_that_is_down_and_go_when_it_is_back():
+def test_requests_wait_for_a_replica_that_is_down_and_go_when_it_is_back() -> None:
     bed = Bed(replica(0))
     bed.core.mark_down("replica:m:0", "its process died")
     assert bed.ask("c0") is None
@@ -114,7 +114,7 @@ def test_requests_wait_for_a_replica_that_is_down_and_go_when_it_is_back():
     assert bed.poll() == ["c0"]
 
 
-def test_down_for_too_long_is_given_up():
+def test_down_for_too_long_is_given_up() -> None:
     bed = Bed(replica(0))
     bed.core.mark_down("replica:m:0", "its process died")
     bed.ask("c0")
@@ -122,7 +122,7 @@ def test_down_for_too_long_is_given_up():
     assert "down for 600 s: its process died" in str(bed.errors["c0"])
 
 
-def test_an_unusable_endpoint_is_out_until_it_is_registered_again():
+def test_an_unusable_endpoint_is_out_until_it_is_registered_again() -> None:
     bed = Bed(hosted(slots=1))
     lease = bed.ask("c0")
     bed.ask("c1")
@@ -132,7 +132,7 @@ def test_an_unusable_endpoint_is_out_until_it_is_registered_again():
     assert bed.ask("c2") is not None
 
 
-def test_retry_after_holds_the_account_back_in_full_and_shrinks_concurrency():
+def test_retry_after_holds_the_account_back_in_full_and_shrinks_concurrency() -> None:
     bed = Bed(hosted(slots=10))
     lease, other = bed.ask("c0"), bed.ask("c1")
     bed.tell(failed(lease, "rate_limit_error", retry_after_s=90.0))
@@ -143,7 +143,7 @@ def test_retry_after_holds_the_account_back_in_full_and_shrinks_concurrency():
     assert bed.wait(0.2) == ["c2"]
 
 
-def test_requests_a_minute_hold_over_everything():
+def test_requests_a_minute_hold_over_everything() -> None:
     limits = {"main": {"limits": {"*": {"requests_per_minute": 2}}}}
     bed = Bed(hosted(slots=100), config=fleet(accounts=limits))
     assert [bool(bed.ask(f"c{index}")) for index in range(4)] == [True, True, False, False]
@@ -152,7 +152,7 @@ def test_requests_a_minute_hold_over_everything():
     assert bed.wait(30.1) == ["c3"]
 
 
-def test_an_expired_lease_frees_its_slot_and_keeps_its_money_as_unknown():
+def test_an_expired_lease_frees_its_slot_and_keeps_its_money_as_unknown() -> None:
     bed = Bed(hosted(slots=1), config=fleet(fleet_budget_usd=1))
     lease = bed.ask("c0", routing=Routing(timeout_s=10.0))
     assert lease.expires_in_s == 40.0
@@ -168,7 +168,7 @@ def test_an_expired_lease_frees_its_slot_and_keeps_its_money_as_unknown():
     assert bed.core.budgets()[0].spent_usd == Decimal("0.00001")
 
 
-def test_a_budget_of_zero_refuses_paid_calls_at_once_and_passes_free_ones():
+def test_a_budget_of_zero_refuses_paid_calls_at_once_and_passes_free_ones() -> None:
     bed = Bed(replica(0, slots=1), hosted())
     bed.core.open_budget(("job:a",), Decimal(0))
     routing = Routing(budget=("job:a", "task:1"))
@@ -182,7 +182,7 @@ def test_a_budget_of_zero_refuses_paid_calls_at_once_and_passes_free_ones():
     assert bed.tell(ok(free)) == ["waits"]
 
 
-def test_money_in_flight_is_waited_for_and_then_refused_for_good():
+def test_money_in_flight_is_waited_for_and_then_refused_for_good() -> None:
     bed = Bed(hosted(slots=50))
     worst = bed.ask("probe").reserved_usd
     bed.core.open_budget(("job:a",), worst * 2)
@@ -200,7 +200,7 @@ def test_money_in_flight_is_waited_for_and_then_refused_for_good():
     assert repr(Parking()) == "<Parking waiting=0 budgets=0>"
 
 
-def test_an_attempt_told_twice_is_one_lease():
+def test_an_attempt_told_twice_is_one_lease() -> None:
     bed = Bed(replica(0))
     lease = bed.ask("c0")
     assert bed.ask("c0") is lease
@@ -211,7 +211,7 @@ def test_an_attempt_told_twice_is_one_lease():
     assert bed.ask("c0", attempt=2) is not lease
 
 
-def test_a_dead_process_leaves_nothing_behind():
+def test_a_dead_process_leaves_nothing_behind() -> None:
     bed = Bed(replica(0, slots=1))
     bed.core.submit(LeaseRequest("c0", "small", 1, 1, holder="dead"))
     bed.core.submit(LeaseRequest("c1", "small", 1, 1, holder="dead"))
@@ -222,7 +222,7 @@ def test_a_dead_process_leaves_nothing_behind():
     assert bed.core.waiting == 0
 
 
-def test_a_cancelled_request_is_never_decided():
+def test_a_cancelled_request_is_never_decided() -> None:
     bed = Bed(replica(0, slots=1))
     lease = bed.ask("c0")
     bed.ask("c1")
@@ -232,7 +232,7 @@ def test_a_cancelled_request_is_never_decided():
     assert bed.tell(ok(lease)) == ["c2"]
 
 
-def test_predictions_come_from_settled_calls_and_are_unknown_before():
+def test_predictions_come_from_settled_calls_and_are_unknown_before() -> None:
     bed = Bed(replica(0, slots=50))
     lease = bed.ask("c0")
     assert lease.predicted_total_s is None
@@ -244,7 +244,7 @@ def test_predictions_come_from_settled_calls_and_are_unknown_before():
     assert abs(lease.predicted_total_s - 1.2) < 0.05
 
 
-def test_the_snapshot_is_json_and_counts_what_happened():
+def test_the_snapshot_is_json_and_counts_what_happened() -> None:
     bed = Bed(hosted(), replica(0))
     bed.tell(ok(bed.ask("c0", HAIKU), "0.5"))
     lost = bed.ask("c1", HAIKU)

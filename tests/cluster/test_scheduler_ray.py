@@ -43,7 +43,7 @@ class Caller:
         return len(done)
 
 
-def test_two_processes_share_one_limit_exactly(ray_cluster):
+def test_two_processes_share_one_limit_exactly(ray_cluster: None) -> None:
     limits = {"main": {"limits": {"*": {"requests_per_minute": 40}}}}
     actor = start("scheduler-limit", accounts=limits)
     ray.get(actor.register.remote([hosted(1000)]))
@@ -60,7 +60,7 @@ def test_two_processes_share_one_limit_exactly(ray_cluster):
         ray.kill(each)
 
 
-def test_the_death_of_a_process_frees_its_leases(ray_cluster):
+def test_the_death_of_a_process_frees_its_leases(ray_cluster: None) -> None:
     actor = start("scheduler-death", timeout_s=5.0)
     ray.get(actor.register.remote([replica(0, slots=2)]))
     caller = Caller.remote()
@@ -81,7 +81,7 @@ def test_the_death_of_a_process_frees_its_leases(ray_cluster):
     ray.kill(actor)
 
 
-async def test_a_waiting_call_does_not_hold_up_the_others(ray_cluster):
+async def test_a_waiting_call_does_not_hold_up_the_others(ray_cluster: None) -> None:
     actor = start("scheduler-stream")
     await actor.register.remote([replica(0, slots=1), hosted(100)])
     client = SchedulerClient(actor)
@@ -103,7 +103,7 @@ async def test_a_waiting_call_does_not_hold_up_the_others(ray_cluster):
     ray.kill(actor)
 
 
-async def test_cancelling_a_waiting_call_takes_nothing(ray_cluster):
+async def test_cancelling_a_waiting_call_takes_nothing(ray_cluster: None) -> None:
     actor = start("scheduler-cancel")
     await actor.register.remote([replica(0, slots=1)])
     client = SchedulerClient(actor)
@@ -120,7 +120,9 @@ async def test_cancelling_a_waiting_call_takes_nothing(ray_cluster):
     ray.kill(actor)
 
 
-async def test_a_restarted_scheduler_is_asked_again_and_a_gone_one_is_an_error(ray_cluster):
+async def test_a_restarted_scheduler_is_asked_again_and_a_gone_one_is_an_error(
+    ray_cluster: None,
+) -> None:
     actor = start("scheduler-restart")
     find = lambda: ray.get_actor("scheduler-restart", namespace="agentcloud")  # noqa: E731
     client = SchedulerClient(actor, find=find, reconnect_s=20.0)

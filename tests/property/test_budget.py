@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,9 @@ ACTIONS = st.lists(
 
 @settings(max_examples=2000, deadline=None)
 @given(st.dictionaries(st.sampled_from(PATHS), CENTS), ACTIONS)
-def test_no_interleaving_passes_a_cap(caps, actions):
+def test_no_interleaving_passes_a_cap(
+    caps: dict[tuple[str, ...], Decimal], actions: list[tuple[str, Any, Any]]
+) -> None:
     tree = BudgetTree(caps.get((), Decimal(1)))
     for path in PATHS[1:]:
         tree.open(path, caps.get(path))
@@ -62,7 +65,7 @@ def test_no_interleaving_passes_a_cap(caps, actions):
     assert root.unknown_usd == sum((each.amount_usd for each in unknown), Decimal(0))
 
 
-def test_a_budget_of_zero_refuses_paid_calls_and_passes_free_ones():
+def test_a_budget_of_zero_refuses_paid_calls_and_passes_free_ones() -> None:
     tree = BudgetTree()
     tree.open(("job:a",), Decimal(0))
     with pytest.raises(BudgetExceeded, match="job:a") as caught:
@@ -72,7 +75,7 @@ def test_a_budget_of_zero_refuses_paid_calls_and_passes_free_ones():
     assert repr(tree.root) == "<BudgetNode fleet limit=None spent=0 reserved=0 unknown=0>"
 
 
-def test_unknown_money_stays_charged_until_it_is_known():
+def test_unknown_money_stays_charged_until_it_is_known() -> None:
     tree = BudgetTree(Decimal(1))
     lost = tree.reserve((), Decimal("0.8"))
     tree.settle(lost, None)
@@ -84,7 +87,7 @@ def test_unknown_money_stays_charged_until_it_is_known():
     assert tree.root.unknown_usd == 0
 
 
-def test_a_closed_budget_stays_charged_above():
+def test_a_closed_budget_stays_charged_above() -> None:
     tree = BudgetTree(Decimal(1))
     tree.open(("job:a",), None)
     held = tree.reserve(("job:a",), Decimal("0.5"))

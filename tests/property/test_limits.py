@@ -20,7 +20,7 @@ LIMITS = Limits(requests_per_minute=60, input_tokens_per_minute=6000, output_tok
         max_size=200,
     )
 )
-def test_no_burst_and_no_minute_passes_the_limit(calls):
+def test_no_burst_and_no_minute_passes_the_limit(calls: list[tuple[int, int, float]]) -> None:
     limits, now_s = AccountLimits("main/haiku", LIMITS, 0.0), 0.0
     sent: list[tuple[float, int, int]] = []
     for input_tokens, output_tokens, pause_s in calls:
@@ -41,7 +41,7 @@ def test_no_burst_and_no_minute_passes_the_limit(calls):
             assert level >= -1e-2
 
 
-def test_input_and_output_are_not_swapped_and_cache_reads_are_free():
+def test_input_and_output_are_not_swapped_and_cache_reads_are_free() -> None:
     limits = AccountLimits("main/haiku", LIMITS, 0.0)
     limits.settle(limits.hold(5000, 100), TokenUsage(40, 60, 4900, 50), sent=True, now_s=0.0)
     assert repr(limits.input_tokens) == "<TokenBucket 5900/6000 held=0>"
@@ -49,7 +49,7 @@ def test_input_and_output_are_not_swapped_and_cache_reads_are_free():
     assert repr(limits.requests) == "<TokenBucket 59/60 held=0>"
 
 
-def test_headers_are_believed_less_what_is_in_flight():
+def test_headers_are_believed_less_what_is_in_flight() -> None:
     limits = AccountLimits("main/haiku", LIMITS, 0.0)
     limits.hold(1000, 200)
     limits.correct(
@@ -64,7 +64,7 @@ def test_headers_are_believed_less_what_is_in_flight():
     assert repr(limits.output_tokens) == "<TokenBucket 500/1200 held=200>"
 
 
-def test_unknown_limits_are_learned_from_headers():
+def test_unknown_limits_are_learned_from_headers() -> None:
     limits = AccountLimits("main/haiku", Limits(), 0.0)
     assert limits.wait_s(10**9, 10**9, 0.0) == 0.0
     held = limits.hold(10, 10)
@@ -80,14 +80,14 @@ def test_unknown_limits_are_learned_from_headers():
 
 
 @given(st.lists(st.floats(0, 1000), min_size=1))
-def test_a_later_cooldown_never_shortens_one(untils):
+def test_a_later_cooldown_never_shortens_one(untils: list[float]) -> None:
     limits = AccountLimits("main/haiku", Limits(), 0.0)
     for until_s in untils:
         limits.cool(until_s)
     assert limits.wait_s(1, 1, 0.0) == max(untils)
 
 
-def test_retry_after_is_honoured_in_full_and_a_reset_stands_in():
+def test_retry_after_is_honoured_in_full_and_a_reset_stands_in() -> None:
     assert cooldown_s(300.0, {}, None) == 300.0
     headers = {
         "anthropic-ratelimit-requests-remaining": "0",
@@ -98,7 +98,7 @@ def test_retry_after_is_honoured_in_full_and_a_reset_stands_in():
     assert cooldown_s(None, {}, None) == 1.0
 
 
-def test_concurrency_shrinks_once_an_episode_and_grows_after_a_clean_round():
+def test_concurrency_shrinks_once_an_episode_and_grows_after_a_clean_round() -> None:
     adaptive = AdaptiveConcurrency(20)
     assert adaptive.on_rate_limited(granted_s=1.0, now_s=2.0)
     assert not adaptive.on_rate_limited(granted_s=1.5, now_s=2.1), "the same episode"

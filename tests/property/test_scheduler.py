@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from decimal import Decimal
 
 from hypothesis import given, settings
@@ -22,7 +23,9 @@ STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), max_
 
 @settings(max_examples=400, deadline=None)
 @given(STEPS)
-def test_every_history_decides_each_call_once_and_gives_everything_back(steps):
+def test_every_history_decides_each_call_once_and_gives_everything_back(
+    steps: list[tuple[str, int]],
+) -> None:
     limits = {"main": {"limits": {"*": {"requests_per_minute": 30}}}}
     specs = [replica(0), replica(1), hosted(3)]
     bed = Bed(*specs, config=fleet(accounts=limits, fleet_budget_usd="0.01"))
@@ -43,7 +46,7 @@ def test_every_history_decides_each_call_once_and_gives_everything_back(steps):
 
     done: set[str] = set()
 
-    def finish(pick: int, settle) -> None:
+    def finish(pick: int, settle: Callable[[Lease], Settlement]) -> None:
         if open_leases:
             call_id = sorted(open_leases)[pick % len(open_leases)]
             lease = open_leases.pop(call_id)
@@ -105,7 +108,7 @@ def test_every_history_decides_each_call_once_and_gives_everything_back(steps):
     assert bed.core.budgets()[0].reserved_usd == 0
 
 
-def test_the_choice_is_close_to_exhaustive_search_on_random_states():
+def test_the_choice_is_close_to_exhaustive_search_on_random_states() -> None:
     """Regret: how much worse than the best of all endpoints, on the one scale."""
     regrets = []
     for seed in range(150):
