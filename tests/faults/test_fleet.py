@@ -1,0 +1,151 @@
+"""A whole fleet on real engines: killed replicas and schedulers cost time, and no call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from agentcloud.cluster import lifecycle
+from agentcloud.cluster.client import AsyncAgentCloud
+from agentcloud.cluster.config import FleetConfig, parse_fleet
+from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NAME
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.fleet import ReplicaState
+from tests.conftest import wait_until
+
+pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
+
+LEAVE_S = 5.0
+HEAL_S = 240.0
+
+
+def fleet_config(folder: Path, **model: Any) -> FleetConfig:
+    settings = {"path": str(folder), "kv_cache_gib": 0.0625, "context_tokens": 2048}
+    return parse_fleet(
+        {
+            "models": {"pool": settings | {"replicas": 2, "max_concurrency": 64} | model},
+            "retry": {"base_s": 0.2},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fleet(ray_cluster: None, tiny_model: Path) -> Iterator[lifecycle.UpInfo]:
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    info = lifecycle.up(fleet_config(tiny_model))
+    yield info
+    lifecycle.down()
+    assert not lifecycle.is_up()
+
+    def engines() -> list[str]:
+        new = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+        return [title for p in new if "VLLM" in (title := " ".join(_command(p)))]
+
+    assert wait_until(lambda: not engines(), LEAVE_S), engines()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def replica_pid(name: str) -> int:
+    actor = ray.get_actor(name, namespace=RAY_NAMESPACE)
+    return int(ray.get(actor.ready.remote(), timeout=60).pid)
+
+
+async def ask(client: AsyncAgentCloud, number: int, max_tokens: int) -> Any:
+    return await client.messages.create(
+        model="small",
+        max_tokens=max_tokens,
+        messages=[{"role": "user", "content": f"call {number}"}],
+    )
+
+
+def test_a_broken_model_folder_leaves_nothing_up(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"models\.pool\.path.*weights"):
+        lifecycle.up(fleet_config(tmp_path))
+    assert not lifecycle.is_up()
+
+
+async def test_a_replica_killed_in_mid_load_loses_no_call(fleet: lifecycle.UpInfo) -> None:
+    victim = "replica:pool:0"
+    pid = await asyncio.to_thread(replica_pid, victim)
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    async with AsyncAgentCloud() as client:
+        calls = [asyncio.create_task(ask(client, n, max_tokens=300)) for n in range(40)]
+        actor = ray.get_actor(victim, namespace=RAY_NAMESPACE)
+        while not (await actor.load.remote()).running:  # noqa: ASYNC110 - the load is polled
+            await asyncio.sleep(0.05)
+        os.kill(pid, signal.SIGKILL)
+        answers = await asyncio.gather(*calls)
+
+    assert all(answer.usage.output_tokens > 0 for answer in answers)
+    moved = [answer for answer in answers if answer.agentcloud.attempts > 1]
+    assert moved, "the kill hit no call"
+    left = await asyncio.to_thread(
+        wait_until, lambda: not [p for p in family if p.is_running()], LEAVE_S
+    )
+    assert left, [p.cmdline() for p in family if p.is_running()]
+
+    def healed() -> bool:
+        status = lifecycle.fleet_status()
+        return status.all_ready() and sum(r.restarts for r in status.replicas) == 1
+
+    assert await asyncio.to_thread(wait_until, healed, HEAL_S), lifecycle.fleet_status()
+    async with AsyncAgentCloud() as client:
+        served = await asyncio.gather(*(ask(client, n, max_tokens=8) for n in range(60)))
+    assert {answer.agentcloud.endpoint for answer in served} == {"replica:pool:0", "replica:pool:1"}
+
+
+async def test_a_scheduler_that_was_killed_learns_its_endpoints_again(
+    fleet: lifecycle.UpInfo,
+) -> None:
+    scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+    epoch = await scheduler.ping.remote()
+    ray.kill(scheduler, no_restart=False)
+
+    def again() -> bool:
+        try:
+            return bool(ray.get(scheduler.ping.remote(), timeout=10) != epoch)
+        except ray.exceptions.RayError:
+            return False
+
+    assert await asyncio.to_thread(wait_until, again, 60)
+
+    def knows() -> bool:
+        return len(ray.get(scheduler.snapshot.remote(), timeout=10)["endpoints"]) == 2
+
+    assert await asyncio.to_thread(wait_until, knows, 30)
+    async with AsyncAgentCloud() as client:
+        assert (await ask(client, 0, max_tokens=4)).agentcloud.endpoint.startswith("replica:pool")
+
+
+async def test_scaling_down_drains_before_it_stops(fleet: lifecycle.UpInfo) -> None:
+    actor = ray.get_actor(FLEET_NAME, namespace=RAY_NAMESPACE)
+    async with AsyncAgentCloud() as client:
+        calls = [asyncio.create_task(ask(client, n, max_tokens=200)) for n in range(20)]
+        await asyncio.sleep(0)
+        await actor.scale.remote("pool", 1)
+        answers = await asyncio.gather(*calls)
+    assert all(answer.agentcloud.attempts == 1 for answer in answers), "a drained call was moved"
+    assert [r.name for r in lifecycle.fleet_status().replicas] == ["replica:pool:0"]
+    with pytest.raises(ray.exceptions.RayTaskError, match="no local model 'nope'"):
+        await actor.scale.remote("nope", 1)
+
+
+def test_a_second_fleet_is_refused(fleet: lifecycle.UpInfo, tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="is up on this cluster already"):
+        lifecycle.up(fleet_config(tiny_model))
+    assert all(r.state is ReplicaState.READY for r in lifecycle.fleet_status().replicas)
