@@ -3,8 +3,8 @@
 A decision is one settled lease, the choice of who is next and where, and the new lease with its
 reservations; the freed place in the queue is filled by a new request, so 100,000 keep waiting.
 Endpoints: replicas of three local models in two tiers, and four hosted models at two accounts with
-limits; only the number of replicas grows, and the classes of equals stay seven. Requests: three targets, four prompt sizes, three
-priorities, budgets of three levels with caps.
+limits; only the number of replicas grows, and the classes of equals stay seven. Requests: three
+targets, four prompt sizes, three priorities, budgets of three levels with caps.
 
 Time is the process's CPU time, so that neighbours on a shared machine count less: on an idle
 machine it equals the wall's. The best of the rounds counts; every round is in the file.

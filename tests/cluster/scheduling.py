@@ -96,6 +96,12 @@ class Bed:
         self.poll()
         return self.leases.get(call_id)
 
+    def take(self, call_id: str, model: str = "small", **more: Any) -> Lease:
+        """As `ask`, for a call that must be granted at once."""
+        lease = self.ask(call_id, model, **more)
+        assert lease is not None, f"{call_id} was not granted: {self.errors.get(call_id)}"
+        return lease
+
     def tell(self, settlement: Settlement) -> list[str]:
         """Settle and poll; the calls decided by it."""
         self.core.settle(settlement)

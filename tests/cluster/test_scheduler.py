@@ -13,7 +13,7 @@ from tests.cluster.scheduling import HAIKU, Bed, failed, fleet, hosted, ok, repl
 
 def test_the_least_busy_of_equals_is_taken_and_says_why() -> None:
     bed = Bed(replica(0), replica(1))
-    names = [bed.ask(f"c{index}").endpoint.name for index in range(4)]
+    names = [bed.take(f"c{index}").endpoint.name for index in range(4)]
     assert sorted(names[:2]) == sorted(names[2:]) == ["replica:m:0", "replica:m:1"]
     reason = bed.leases["c3"].reason
     assert "least loaded of 2 able: predicted" in reason
@@ -24,7 +24,7 @@ def test_the_least_busy_of_equals_is_taken_and_says_why() -> None:
 
 def test_waiting_is_first_come_first_served_within_a_priority() -> None:
     bed = Bed(replica(0, slots=1))
-    first = bed.ask("c0")
+    first = bed.take("c0")
     for call_id, priority in (("c1", 0), ("c2", 0), ("late", 1), ("soon", -1)):
         assert bed.ask(call_id, routing=Routing(priority=priority)) is None
     for _ in range(4):
@@ -55,8 +55,7 @@ def test_a_deadline_buys_what_waiting_would_miss() -> None:
     bed = Bed(replica(0, slots=1), hosted(slots=50), config=fleet(policy="cost"))
     bed.ask("c0")
     assert bed.ask("c1") is None
-    lease = bed.ask("c2", routing=Routing(deadline_s=3.0))
-    assert lease is not None
+    lease = bed.take("c2", routing=Routing(deadline_s=3.0))
     assert lease.endpoint.name == f"anthropic/{HAIKU}"
     assert "cheapest to meet 3 s" in lease.reason
 
@@ -70,12 +69,12 @@ def test_what_nothing_can_serve_is_refused_with_the_reason_of_each() -> None:
     assert isinstance(error, NoEndpoint)
     assert set(error.why) == {"replica:m:0", f"anthropic/{HAIKU}"}
     assert "context of 8192 tokens is too small" in error.why["replica:m:0"]
-    assert bed.ask("c2", input_tokens=30_000).endpoint.name == f"anthropic/{HAIKU}"
+    assert bed.take("c2", input_tokens=30_000).endpoint.name == f"anthropic/{HAIKU}"
 
 
 def test_three_failures_cool_an_endpoint_and_one_probe_brings_it_back() -> None:
     bed = Bed(replica(0, slots=8))
-    leases = [bed.ask(f"c{index}") for index in range(4)]
+    leases = [bed.take(f"c{index}") for index in range(4)]
     for lease in leases[:3]:
         bed.tell(failed(lease))
     assert repr(bed.core.endpoint("replica:m:0").circuit) == (
@@ -98,7 +97,7 @@ def test_avoiding_is_a_wish() -> None:
     bed = Bed(replica(0), replica(1))
     avoid = frozenset({"replica:m:0"})
     for index in range(2):
-        assert bed.ask(f"c{index}", avoid=avoid).endpoint.name == "replica:m:1"
+        assert bed.take(f"c{index}", avoid=avoid).endpoint.name == "replica:m:1"
     assert bed.ask("c2", avoid=avoid) is None, "the other is up, only busy"
     bed.core.mark_down("replica:m:1", "its process died")
     bed.wait(0.3)
@@ -124,7 +123,7 @@ def test_down_for_too_long_is_given_up() -> None:
 
 def test_an_unusable_endpoint_is_out_until_it_is_registered_again() -> None:
     bed = Bed(hosted(slots=1))
-    lease = bed.ask("c0")
+    lease = bed.take("c0")
     bed.ask("c1")
     bed.tell(failed(lease, "authentication_error", unusable=True))
     assert "unusable (authentication_error)" in str(bed.errors["c1"])
@@ -134,7 +133,7 @@ def test_an_unusable_endpoint_is_out_until_it_is_registered_again() -> None:
 
 def test_retry_after_holds_the_account_back_in_full_and_shrinks_concurrency() -> None:
     bed = Bed(hosted(slots=10))
-    lease, other = bed.ask("c0"), bed.ask("c1")
+    lease, other = bed.take("c0"), bed.take("c1")
     bed.tell(failed(lease, "rate_limit_error", retry_after_s=90.0))
     bed.tell(failed(other, "rate_limit_error", retry_after_s=5.0))
     assert bed.core.endpoint(f"anthropic/{HAIKU}").concurrency.limit == 7
@@ -154,7 +153,7 @@ def test_requests_a_minute_hold_over_everything() -> None:
 
 def test_an_expired_lease_frees_its_slot_and_keeps_its_money_as_unknown() -> None:
     bed = Bed(hosted(slots=1), config=fleet(fleet_budget_usd=1))
-    lease = bed.ask("c0", routing=Routing(timeout_s=10.0))
+    lease = bed.take("c0", routing=Routing(timeout_s=10.0))
     assert lease.expires_in_s == 40.0
     assert bed.ask("c1") is None
     assert bed.core.next_wake_s() == 140.0
@@ -176,7 +175,7 @@ def test_a_budget_of_zero_refuses_paid_calls_at_once_and_passes_free_ones() -> N
     error = bed.errors["paid"]
     assert isinstance(error, BudgetExceeded)
     assert error.scope == "job:a"
-    free = bed.ask("free", routing=routing)
+    free = bed.take("free", routing=routing)
     assert free.endpoint.name == "replica:m:0"
     assert bed.ask("waits", routing=routing) is None, "for the free one, though another is idle"
     assert bed.tell(ok(free)) == ["waits"]
@@ -184,12 +183,10 @@ def test_a_budget_of_zero_refuses_paid_calls_at_once_and_passes_free_ones() -> N
 
 def test_money_in_flight_is_waited_for_and_then_refused_for_good() -> None:
     bed = Bed(hosted(slots=50))
-    worst = bed.ask("probe").reserved_usd
+    worst = bed.take("probe").reserved_usd
     bed.core.open_budget(("job:a",), worst * 2)
     routing = Routing(budget=("job:a",))
-    first, second = bed.ask("c0", routing=routing), bed.ask("c1", routing=routing)
-    assert first is not None
-    assert second is not None
+    first, second = bed.take("c0", routing=routing), bed.take("c1", routing=routing)
     assert bed.ask("c2", routing=routing) is None
     assert bed.ask("other") is not None, "no other budget is held up"
     assert bed.tell(ok(first, "0")) == ["c2"], "its worst case came back"
@@ -202,8 +199,8 @@ def test_money_in_flight_is_waited_for_and_then_refused_for_good() -> None:
 
 def test_an_attempt_told_twice_is_one_lease() -> None:
     bed = Bed(replica(0))
-    lease = bed.ask("c0")
-    assert bed.ask("c0") is lease
+    lease = bed.take("c0")
+    assert bed.take("c0") is lease
     assert bed.core.inflight == 1
     bed.tell(ok(lease))
     bed.tell(ok(lease))
@@ -224,7 +221,7 @@ def test_a_dead_process_leaves_nothing_behind() -> None:
 
 def test_a_cancelled_request_is_never_decided() -> None:
     bed = Bed(replica(0, slots=1))
-    lease = bed.ask("c0")
+    lease = bed.take("c0")
     bed.ask("c1")
     bed.ask("c2")
     assert bed.core.cancel("c1")
@@ -234,20 +231,22 @@ def test_a_cancelled_request_is_never_decided() -> None:
 
 def test_predictions_come_from_settled_calls_and_are_unknown_before() -> None:
     bed = Bed(replica(0, slots=50))
-    lease = bed.ask("c0")
+    lease = bed.take("c0")
     assert lease.predicted_total_s is None
     assert lease.predicted_ttft_s is None
     for index in range(20):
         bed.tell(ok(lease))
-        lease = bed.ask(f"d{index}")
+        lease = bed.take(f"d{index}")
+    assert lease.predicted_ttft_s is not None
+    assert lease.predicted_total_s is not None
     assert abs(lease.predicted_ttft_s - 0.2) < 0.01
     assert abs(lease.predicted_total_s - 1.2) < 0.05
 
 
 def test_the_snapshot_is_json_and_counts_what_happened() -> None:
     bed = Bed(hosted(), replica(0))
-    bed.tell(ok(bed.ask("c0", HAIKU), "0.5"))
-    lost = bed.ask("c1", HAIKU)
+    bed.tell(ok(bed.take("c0", HAIKU), "0.5"))
+    lost = bed.take("c1", HAIKU)
     bed.tell(Settlement(lost.lease_id, Outcome.UNKNOWN, error_kind="timeout_error"))
     shown = json.loads(json.dumps(bed.core.snapshot()))
     totals = shown["endpoints"][f"anthropic/{HAIKU}"]["totals"]

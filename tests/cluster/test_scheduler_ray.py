@@ -26,8 +26,7 @@ def start(name: str, timeout_s: float = 15.0, **more: Any) -> Any:
     ).remote(fleet(**more), holder_timeout_s=timeout_s)
 
 
-@ray.remote(num_cpus=0)
-class Caller:
+class Process:
     """A process that takes leases."""
 
     async def take(self, actor: Any, prefix: str, calls: int, model: str, wait_s: float) -> int:
@@ -41,6 +40,9 @@ class Caller:
         ]
         done, self.waiting = await asyncio.wait(tasks, timeout=wait_s)
         return len(done)
+
+
+Caller: Any = ray.remote(num_cpus=0)(Process)
 
 
 def test_two_processes_share_one_limit_exactly(ray_cluster: None) -> None:

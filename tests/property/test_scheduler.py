@@ -23,7 +23,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), max_
 
 @settings(max_examples=400, deadline=None)
 @given(STEPS)
-def test_every_history_decides_each_call_once_and_gives_everything_back(
+def test_every_history_decides_once_and_gives_everything_back(
     steps: list[tuple[str, int]],
 ) -> None:
     limits = {"main": {"limits": {"*": {"requests_per_minute": 30}}}}
