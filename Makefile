@@ -25,6 +25,7 @@ demo: $(STAMP)  ## a job of 240 agent tasks through a local and a hosted model
 	@$(BIN)/agentcloud demo
 
 test: $(STAMP)  ## every test
+	@bash scripts/apt.sh
 	$(BIN)/python -m pytest
 
 check: $(STAMP)  ## lint, format, strict types, import order

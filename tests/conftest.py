@@ -32,6 +32,7 @@ _LEAVE_S = 15.0
 # Before Ray and vllm read them.
 os.environ[_MARK] = uuid.uuid4().hex
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_metrics_report_interval_ms"] = "1000"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 
@@ -84,7 +85,8 @@ def ray_cluster() -> Iterator[None]:
         address="local",
         namespace=RAY_NAMESPACE,
         num_cpus=8,
-        include_dashboard=False,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
         log_to_driver=False,
     )
     yield
