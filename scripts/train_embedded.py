@@ -256,6 +256,11 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    # vLLM takes its default temperature from here and does not know `do_sample`; transformers
+    # refuses to write this one beside it.
+    generation = folder / "generation_config.json"
+    settings = json.loads(generation.read_text()) | {"temperature": 0.0}
+    generation.write_text(json.dumps(settings, indent=2) + "\n")
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone; a wheel keeps that
 
