@@ -190,5 +190,5 @@ class BudgetTree:
 
 def exceeded(node: BudgetNode) -> BudgetExceeded:
     """The error of a budget that is in the way."""
-    assert node.limit_usd is not None  # noqa: S101 -- only a capped budget can be in the way
+    assert node.limit_usd is not None
     return BudgetExceeded(node.scope, used_usd=node.used_usd, limit_usd=node.limit_usd)

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from agentcloud.cluster.contracts import Policy
-from agentcloud.cluster.errors import ConfigError
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,6 +24,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+from agentcloud.cluster.contracts import Policy
+from agentcloud.cluster.errors import ConfigError
 
 Usd = Annotated[Decimal, Field(ge=0)]
 

@@ -1,6 +1,7 @@
 """ray_config.yaml is a cluster file that `ray up` takes, with token authentication on."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -8,7 +9,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 ROOT = Path(__file__).parent.parent
 
 
-def _config() -> dict:
+def _config() -> dict[str, Any]:
     config = yaml.safe_load((ROOT / "ray_config.yaml").read_text())
     assert isinstance(config, dict)
     return config
