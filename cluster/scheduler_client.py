@@ -31,7 +31,7 @@ from agentcloud.cluster.contracts import (
 )
 from agentcloud.cluster.errors import ConnectionFailed
 from agentcloud.cluster.scheduler import Decision, Granted, SchedulerCore
-from agentcloud.cluster.scheduler_actor import Exchange, Reply
+from agentcloud.cluster.scheduler_actor import Exchange, Reply, packed, unpacked
 
 #: Settlements alone wait so long for an acquire to travel with.
 SETTLE_LINGER_S: Final = 0.003
@@ -263,7 +263,7 @@ class SchedulerClient:
 
     async def _trip(self, exchange: Exchange) -> None:
         try:
-            reply: Reply = await self._actor.exchange.remote(exchange)
+            reply = unpacked(await self._actor.exchange.remote(packed(exchange)), Reply)
         except ray.exceptions.RayTaskError as error:
             # A bug at the scheduler: telling it the same again would only repeat it.
             log.error("the scheduler failed on a batch", why=str(error))
