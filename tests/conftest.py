@@ -32,7 +32,7 @@ _LEAVE_S = 15.0
 # Before Ray and vllm read them.
 os.environ[_MARK] = uuid.uuid4().hex
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_metrics_report_interval_ms"] = "1000"
+os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
+import json
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,6 +24,10 @@ _FLAGS = (
 _START_S = 60.0
 
 
+class RefusedError(Exception):
+    """A command came to nothing, because the page was just reloading perhaps."""
+
+
 class Page:
     """One tab."""
 
@@ -36,7 +42,8 @@ class Page:
         while True:
             answer = await self._socket.receive_json(timeout=_START_S)
             if answer.get("id") == number:
-                assert "error" not in answer, answer
+                if "error" in answer:
+                    raise RefusedError(answer["error"])
                 result: dict[str, Any] = answer["result"]
                 return result
 
@@ -52,31 +59,44 @@ class Page:
         """Go to a page."""
         await self.call("Page.navigate", url=url)
 
-    async def wait_for(self, *texts: str, timeout_s: float = 60.0) -> str:
-        """Wait until all texts are visible; returns everything that is."""
+    async def wait_for(self, *texts: str, without: str = "", timeout_s: float = 60.0) -> str:
+        """Wait until all texts are visible and one is not; returns everything that is."""
         seen = ""
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    seen = await self.run("document.body ? document.body.innerText : ''") or ""
-                    if all(text in seen for text in texts):
+                    with contextlib.suppress(RefusedError):
+                        seen = await self.run("document.body ? document.body.innerText : ''") or ""
+                    if all(text in seen for text in texts) and not (without and without in seen):
                         return seen
                     await asyncio.sleep(0.25)
         except TimeoutError:
             missing = [text for text in texts if text not in seen]
             raise AssertionError(f"not on the page: {missing}; it shows:\n{seen}") from None
 
+    async def type_into(self, selector: str, text: str) -> None:
+        """Type into an input field."""
+        await self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        await self.call("Input.insertText", text=text)
+
+    async def press(self, label: str) -> None:
+        """Click the button of a label."""
+        await self.run(
+            "[...document.querySelectorAll('button')]"
+            f".find(button => button.innerText.toLowerCase() === {json.dumps(label)}).click()"
+        )
+
     async def screenshot(self, path: Path) -> None:
         """Keep a picture of the page."""
         shot = await self.call("Page.captureScreenshot", format="png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
+        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(shot["data"]))
 
 
 @asynccontextmanager
 async def browser(profile: Path) -> AsyncIterator[Page]:
     """A browser with an empty profile and one tab; ended with the block."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - started at once
         [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import pty
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +29,12 @@ from agentcloud.cluster.sandbox.process import SandboxProcess
 from agentcloud.cluster.sandbox.settings import FaultKind, FaultRule, SandboxConfig
 from agentcloud.cluster.scheduler_actor import start_scheduler
 from agentcloud.tasks.cli_metrics import Sample, metrics_targets, scrape
-from agentcloud.tasks.grafana import PANELS, write_grafana
+from agentcloud.tasks.grafana import PANELS, SERVICE_DISCOVERY, write_grafana
 from agentcloud.tasks.jobs import preflight, start_job
 from agentcloud.tasks.spec import JobSpec
 from tests.conftest import RunningReplica, wait_until
 from tests.tasks.browser import CHROMIUM, browser
-from tests.tasks.cluster import free_ports
+from tests.tasks.cluster import Head, free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
@@ -176,7 +178,7 @@ def test_exported_metrics_are_the_scheduler_s_totals(busy: Busy) -> None:
         (target,) = metrics_targets()
 
         def is_exported() -> bool:
-            calls = sum(row["totals"]["calls"] for row in snapshot["endpoints"].values())
+            calls: int = sum(row["totals"]["calls"] for row in snapshot["endpoints"].values())
             return _value(scrape(target), "calls_total") == calls
 
         assert wait_until(is_exported, 30), _value(scrape(target), "calls_total")
@@ -209,10 +211,9 @@ def test_exported_metrics_are_the_scheduler_s_totals(busy: Busy) -> None:
 
 
 @contextmanager
-def _prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
-    discovery = folder / "targets.json"
-    discovery.write_text(json.dumps([{"targets": targets, "labels": {"job": "ray"}}]))
-    write_grafana(folder, str(discovery))
+def _prometheus(folder: Path, session_dir: Path) -> Iterator[str]:
+    # The same file as that below /tmp/ray, which the last Ray that started here owns.
+    write_grafana(folder, str(session_dir / Path(SERVICE_DISCOVERY).name))
     config = json.loads((folder / "prometheus.yml").read_text())
     config["global"]["scrape_interval"] = "1s"
     (folder / "prometheus.yml").write_text(json.dumps(config))
@@ -248,7 +249,7 @@ def _answer(url: str, expr: str) -> list[float]:
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="scripts/apt.sh installs prometheus")
 def test_every_panel_has_data_in_prometheus(busy: Busy, tmp_path: Path) -> None:
     queries = {(panel.title, q.expr): q.over("15s") for panel in PANELS for q in panel.queries}
-    with _prometheus(tmp_path, metrics_targets()) as url:
+    with _prometheus(tmp_path, busy.logs.parent) as url:
         empty = dict(queries)
 
         def all_have_data() -> bool:
@@ -265,43 +266,37 @@ def test_every_panel_has_data_in_prometheus(busy: Busy, tmp_path: Path) -> None:
     assert shown == queries.keys()
 
 
+def _ray_token() -> str:
+    default = Path.home() / ".ray" / "auth_token"
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", default)).read_text().strip()
+
+
 @pytest.mark.skipif(shutil.which(CHROMIUM) is None, reason="scripts/apt.sh installs chromium")
 async def test_ray_s_dashboard_shows_our_names(
     busy: Busy, replica: RunningReplica, tmp_path: Path
 ) -> None:
-    token = Path(
-        os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")
-    ).read_text()
+    dialog = "Authentication Token Required"
     async with browser(tmp_path / "profile") as page:
         await page.open(busy.dashboard)
-        # Asked for the token as a person is, and logged in as its dialog does it.
-        await page.wait_for("oken", timeout_s=90)
-        await page.screenshot(SCREENSHOTS / "ray_login.png")
-        status = await page.run(
-            "fetch('/api/authenticate', {method: 'POST', headers: {Authorization: "
-            f"'Bearer ' + {json.dumps(token.strip())}"
-            "}}).then(answer => answer.status)"
-        )
-        assert status == 200
+        await page.wait_for(dialog, timeout_s=90)
+        await page.type_into("[role=dialog] input", _ray_token())
+        await page.press("submit")
+        await page.wait_for("Recent jobs", without=dialog)
         await page.open(f"{busy.dashboard}/#/actors")
         names = ("scheduler", "fleet", replica.name, f"worker:{JOB}:0", f"job:{JOB}")
-        await page.wait_for(*names, "ALIVE")
+        await page.wait_for(*names, "ALIVE", without=dialog)
         await page.screenshot(SCREENSHOTS / "ray_actors.png")
         await page.open(f"{busy.dashboard}/#/jobs")
-        await page.wait_for("RUNNING")
+        await page.wait_for("RUNNING", without=dialog)
         await page.screenshot(SCREENSHOTS / "ray_jobs.png")
 
 
 def test_lines_on_a_terminal_are_for_people() -> None:
-    import pty
-
     script = (
         "import structlog; from agentcloud.cluster.logs import bound_ids, configure_logs\n"
         "configure_logs(actor='cli')\n"
         "with bound_ids(call='c1', task=None): structlog.get_logger().info('sent', tokens=7)"
     )
-    import sys
-
     ours, theirs = pty.openpty()
     env = {k: v for k, v in os.environ.items() if not k.startswith("AGENTCLOUD_LOG")}
     subprocess.run([sys.executable, "-c", script], stderr=theirs, env=env, check=True)
@@ -319,3 +314,28 @@ def test_lines_on_a_terminal_are_for_people() -> None:
     line = json.loads(piped.stderr)
     assert (line["event"], line["call"], line["actor"], line["tokens"]) == ("sent", "c1", "cli", 7)
     assert "task" not in line
+
+
+def test_metrics_command(head: Head, tmp_path: Path) -> None:
+    def is_shown() -> bool:
+        shown = head.cli("metrics", "--json", cwd=tmp_path, address=True)
+        assert shown.status == 0, shown.err
+        rows = {row["name"]: row for row in shown.json} if shown.out.strip() else {}
+        return "leases_waiting" in rows and bool(rows["leases_waiting"]["value"] == 0.0)
+
+    assert wait_until(is_shown, 60)
+    table = head.cli("metrics", cwd=tmp_path, address=True)
+    assert table.status == 0, table.err
+    assert "endpoint_running" in table.out
+    assert HAIKU in table.out
+    wrote = head.cli("metrics", "--grafana", "monitoring", "--json", cwd=tmp_path)
+    assert wrote.status == 0, wrote.err
+    assert sorted(str(Path(path).relative_to("monitoring")) for path in wrote.json) == [
+        "dashboards/agentcloud.json",
+        "prometheus.yml",
+        "provisioning/dashboards/agentcloud.yaml",
+        "provisioning/datasources/agentcloud.yaml",
+    ]
+    prometheus = json.loads((tmp_path / "monitoring" / "prometheus.yml").read_text())
+    (job,) = prometheus["scrape_configs"]
+    assert job["file_sd_configs"] == [{"files": [SERVICE_DISCOVERY]}]
