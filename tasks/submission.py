@@ -137,7 +137,13 @@ class Submissions:
                     entrypoint=f"python -m agentcloud.tasks.job_main {text}",
                     submission_id=spec.job_id,
                     runtime_env={"working_dir": str(package)},
-                    metadata={_LABEL: "job", "agent": spec.agent, "input": spec.input.name},
+                    metadata={
+                        _LABEL: "job",
+                        "agent": spec.agent,
+                        "input": spec.input.name,
+                        # Its name in Ray's dashboard.
+                        "job_name": f"job:{spec.job_id}",
+                    },
                 )
             except _REFUSALS as error:
                 raise ConfigError(

@@ -93,7 +93,8 @@ def busy(replica: RunningReplica, tmp_path_factory: pytest.TempPathFactory) -> I
     (folder / "key").write_text("sandbox-of-the-tests")
     (folder / "agent.py").write_text(AGENT)
     (folder / "inputs.jsonl").write_text('{"id": "t1"}\n')
-    rule = FaultRule(kind=FaultKind.OVERLOADED, every=4)
+    # Few: failed sends spend the attempts of a task.
+    rule = FaultRule(kind=FaultKind.OVERLOADED, calls=frozenset({2, 5}))
     with SandboxProcess(SandboxConfig(faults=(rule,))) as sandbox:
         hosted: dict[str, Any] = {
             "accounts": {
