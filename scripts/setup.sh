@@ -12,7 +12,10 @@ command -v "$PYTHON" >/dev/null || PYTHON=python3
 [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
 "$VENV/bin/python" -m pip install -q --disable-pip-version-check "$(grep '^uv==' constraints.txt)"
 
-args=(--python "$VENV/bin/python" -c constraints.txt)
+# The two builds of vLLM pin different versions of what they share.
+constraints=constraints.txt
+[ "$EXTRA" = gpu ] && constraints=constraints-gpu.txt
+args=(--python "$VENV/bin/python" -c "$constraints")
 if [ "$EXTRA" = cpu ]; then
   args+=(--override overrides.txt)
   export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
