@@ -20,8 +20,9 @@ if [ "$EXTRA" = cpu ]; then
   args+=(--override overrides.txt)
   export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
   UV_FIND_LINKS=${UV_FIND_LINKS// /,}
+  probe=$(mktemp -d) && trap 'rm -rf "$probe"' EXIT
   if [ -n "$UV_FIND_LINKS" ] && "$VENV/bin/python" -m pip download -q --no-deps --no-index \
-       --find-links "${UV_FIND_LINKS%%,*}" -d "$(mktemp -d)" 'torch==2.13.0+cpu' >/dev/null 2>&1; then
+       --find-links "${UV_FIND_LINKS%%,*}" -d "$probe" 'torch==2.13.0+cpu' >/dev/null 2>&1; then
     args+=('torch==2.13.0+cpu')
   else
     unset UV_FIND_LINKS
