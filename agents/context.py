@@ -249,7 +249,9 @@ class Context:
         """
         if self._budgets is None:
             return None
-        ours = {_FLEET_SCOPE, *self._budget}
+        # A budget's state names its whole path.
+        depths = range(1, len(self._budget) + 1)
+        ours = {_FLEET_SCOPE, *("/".join(self._budget[:depth]) for depth in depths)}
         left = [
             state.limit_usd - state.spent_usd - state.reserved_usd - state.unknown_usd
             for state in await self._budgets()

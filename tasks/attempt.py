@@ -12,6 +12,7 @@ import structlog
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agentcloud.agents.agent import Agent, Context, run_agent
+from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.cluster.contracts import Receipt
 from agentcloud.cluster.errors import (
@@ -23,6 +24,7 @@ from agentcloud.cluster.errors import (
     Unusable,
 )
 from agentcloud.cluster.logs import bound_ids
+from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.spec import JobSpec, TaskEnd, TaskInput, TaskResult
 
 log = structlog.get_logger()
@@ -32,33 +34,54 @@ _ERROR_CHARS = 500
 
 
 async def attempt_task(
-    agent: Agent[Any], client: MessagesClient, spec: JobSpec, task: TaskInput
+    agent: Agent[Any],
+    client: MessagesClient,
+    spec: JobSpec,
+    task: TaskInput,
+    budgets: Budgets,
 ) -> TaskResult:
     """Run an agent on one input; never raises, a cancellation too becomes an end.
 
+    The task's own budget, where it has one, keeps what earlier attempts spent; it is closed after
+    the last attempt (that of a task whose worker died or was stopped: with the job's).
     Every line logged meanwhile carries the job's id and the task's.
     """
     with bound_ids(job=spec.job_id, task=task.id):
-        return await _attempt(agent, client, spec, task)
+        result = await _attempt(agent, client, spec, task, budgets)
+        if spec.task_budget_usd is not None and _is_last(result, spec, task):
+            await budgets.close(budget_path(spec, task.id))
+        return result
 
 
 async def _attempt(
-    agent: Agent[Any], client: MessagesClient, spec: JobSpec, task: TaskInput
+    agent: Agent[Any],
+    client: MessagesClient,
+    spec: JobSpec,
+    task: TaskInput,
+    budgets: Budgets,
 ) -> TaskResult:
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     started_s = time.monotonic()
+    # Every attempt at the task spends from the one budget: a restart gets what is left.
+    attempts = Attempts(spec.extra_attempts)
+    attempts.charge(task.extra_used)
+    path = budget_path(spec, task.id)
     context = Context(
         client,
         job_id=spec.job_id,
         task_id=task.id,
         item=task.item,
-        budget=budget_path(spec, task.id),
+        budget=path,
+        attempts=attempts,
+        budgets=budgets.states,
     )
     output: Any = None
     error: str | None = None
     kind: str | None = None
     try:
         async with asyncio.timeout(spec.task_timeout_s) as limit:
+            if spec.task_budget_usd is not None:
+                await budgets.open(path, spec.task_budget_usd)
             output = json_output(await run_agent(agent, context, task.item))
         end = TaskEnd.DONE
     except asyncio.CancelledError:
@@ -78,6 +101,16 @@ async def _attempt(
         error=error,
         error_kind=kind,
         calls=tuple(call_summary(receipt) for receipt in context.usage.receipts),
+        extra_used=attempts.used,
+    )
+
+
+def _is_last(result: TaskResult, spec: JobSpec, task: TaskInput) -> bool:
+    # As the board will decide.
+    return (
+        result.end is not TaskEnd.PASSING
+        or task.attempt >= spec.attempts
+        or result.extra_used >= spec.extra_attempts
     )
 
 

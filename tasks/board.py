@@ -17,7 +17,14 @@ from collections.abc import Iterator, Sequence, Set
 
 from agentcloud.tasks.results import result_line
 from agentcloud.tasks.sources import BadInput, Input
-from agentcloud.tasks.spec import TaskEnd, TaskInput, TaskRecord, TaskResult, TaskState
+from agentcloud.tasks.spec import (
+    EXTRA_ATTEMPTS,
+    TaskEnd,
+    TaskInput,
+    TaskRecord,
+    TaskResult,
+    TaskState,
+)
 from agentcloud.tasks.tally import Tally
 
 
@@ -29,6 +36,7 @@ class Board:
     Args:
         inputs: the job's inputs, streamed.
         attempts: the most starts of one task.
+        extra_attempts: the most extra attempts of one task over all layers, restarts included.
         finished_ids: tasks that an earlier run ended: not started again.
         tally: adds up calls of all attempts.
     """
@@ -38,11 +46,13 @@ class Board:
         inputs: Iterator[Input | BadInput],
         *,
         attempts: int,
+        extra_attempts: int = EXTRA_ATTEMPTS,
         finished_ids: Set[str],
         tally: Tally,
     ) -> None:
         self._inputs = inputs
         self._attempts = attempts
+        self._extra_attempts = extra_attempts
         self._finished_ids = finished_ids
         self._tally = tally
         self._running: dict[str, TaskRecord] = {}
@@ -106,6 +116,7 @@ class Board:
             if record is None or record.worker != worker:
                 continue  # the worker was given up on and the task started elsewhere
             del self._running[record.id]
+            record.extra_used = result.extra_used
             self._tally.add(result.calls)
             # Five ends: done; failed for good; a passing failure, with or without attempts left;
             # the budget is used up; cancelled.
@@ -184,7 +195,8 @@ class Board:
         record.worker = None
         if self.stop_reason is not None:
             record.move(TaskState.DROPPED)
-        elif record.attempts < self._attempts:
+        elif record.attempts < self._attempts and record.extra_used < self._extra_attempts:
+            record.extra_used += 1  # this restart; what a dead worker used is not known
             record.move(TaskState.WAITING)
             queue.append(record)
             self.retried += 1

@@ -21,6 +21,7 @@ from agentcloud.tasks.cli_options import (
     BadInputOpt,
     BudgetOpt,
     ConcurrencyOpt,
+    ExtraAttemptsOpt,
     InputOpt,
     JobArg,
     JsonOpt,
@@ -31,7 +32,7 @@ from agentcloud.tasks.cli_options import (
     usd_option,
 )
 from agentcloud.tasks.render import jobs_table, show_duration, stdout_console
-from agentcloud.tasks.spec import JobSpec, OnBadInput, new_job_id
+from agentcloud.tasks.spec import EXTRA_ATTEMPTS, JobSpec, OnBadInput, new_job_id
 
 if TYPE_CHECKING:
     from agentcloud.tasks.submission import SubmittedJob
@@ -52,6 +53,7 @@ def submit_command(
     concurrency: ConcurrencyOpt = 128,
     workers: WorkersOpt = 1,
     attempts: AttemptsOpt = 3,
+    extra_attempts: ExtraAttemptsOpt = EXTRA_ATTEMPTS,
     task_timeout: TimeoutOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
@@ -87,6 +89,7 @@ def submit_command(
         concurrency=concurrency,
         workers=workers,
         attempts=attempts,
+        extra_attempts=extra_attempts,
         task_timeout_s=task_timeout,
         on_bad_input=on_bad_input,
     )

@@ -34,6 +34,12 @@ AttemptsOpt = Annotated[
         min=1, help="Starts of a task: again after a dead worker or a passing failure only."
     ),
 ]
+ExtraAttemptsOpt = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Extra attempts of a task in all: calls sent again, outputs repaired, restarts."
+    ),
+]
 TimeoutOpt = Annotated[
     float | None, typer.Option(min=0.001, help="Longest attempt at a task.", metavar="SECONDS")
 ]

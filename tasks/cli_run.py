@@ -15,6 +15,7 @@ from agentcloud.tasks.cli_options import (
     BadInputOpt,
     BudgetOpt,
     ConcurrencyOpt,
+    ExtraAttemptsOpt,
     FleetOpt,
     InputOpt,
     JsonOpt,
@@ -25,7 +26,14 @@ from agentcloud.tasks.cli_options import (
     usd_option,
 )
 from agentcloud.tasks.render import ProgressView, stdout_console, summary_table
-from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnBadInput, new_job_id
+from agentcloud.tasks.spec import (
+    EXTRA_ATTEMPTS,
+    JobRecord,
+    JobSpec,
+    JobState,
+    OnBadInput,
+    new_job_id,
+)
 
 if TYPE_CHECKING:
     from agentcloud.tasks.jobs import Job
@@ -58,6 +66,7 @@ def run_command(
     concurrency: ConcurrencyOpt = 128,
     workers: WorkersOpt = 1,
     attempts: AttemptsOpt = 3,
+    extra_attempts: ExtraAttemptsOpt = EXTRA_ATTEMPTS,
     task_timeout: TimeoutOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     retry_failed: Annotated[
@@ -93,6 +102,7 @@ def run_command(
         concurrency=concurrency,
         workers=workers,
         attempts=attempts,
+        extra_attempts=extra_attempts,
         task_timeout_s=task_timeout,
         on_bad_input=on_bad_input,
         retry_failed=retry_failed,

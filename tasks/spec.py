@@ -9,11 +9,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from agentcloud.cluster.errors import TaskError
 
 Usd = Annotated[Decimal, Field(gt=0)]
+
+#: Extra attempts of a task unless its job says otherwise.
+EXTRA_ATTEMPTS = 8
 
 
 class OnBadInput(StrEnum):
@@ -103,6 +106,8 @@ class JobSpec(BaseModel):
         task_budget_usd: cap over each task, all its attempts together.
         attempts: the most times a task is started: again after its worker died or a passing
             failure of an endpoint, never after an error of the agent's own.
+        extra_attempts: the most extra attempts of a task over all layers: sends of a call after
+            its first, repairs of an output, restarts of the task.
         concurrency: tasks at once, over all workers.
         workers: worker processes.
         task_timeout_s: the longest one attempt may take; None: no limit.
@@ -122,6 +127,7 @@ class JobSpec(BaseModel):
     budget_usd: Usd | None = None
     task_budget_usd: Usd | None = None
     attempts: PositiveInt = 3
+    extra_attempts: NonNegativeInt = EXTRA_ATTEMPTS
     concurrency: PositiveInt = 128
     workers: PositiveInt = 1
     task_timeout_s: PositiveFloat | None = None
@@ -144,12 +150,14 @@ class TaskInput:
         index: its place in the input, from 0.
         item: what the agent function is given: any JSON value, mostly an object.
         attempt: 1 for the first start.
+        extra_used: extra attempts that earlier starts used, this restart included.
     """
 
     id: str
     index: int
     item: Any
     attempt: int = 1
+    extra_used: int = 0
 
 
 @dataclass(slots=True)
@@ -162,6 +170,7 @@ class TaskRecord:
     state: TaskState = TaskState.WAITING
     attempts: int = 0
     lost: int = 0
+    extra_used: int = 0
     worker: str | None = None
 
     def move(self, new: TaskState) -> None:
@@ -179,7 +188,7 @@ class TaskRecord:
         self.move(TaskState.RUNNING)
         self.attempts += 1
         self.worker = worker
-        return TaskInput(self.id, self.index, self.item, self.attempts)
+        return TaskInput(self.id, self.index, self.item, self.attempts, self.extra_used)
 
 
 class TaskEnd(StrEnum):
@@ -205,6 +214,7 @@ class TaskResult:
         calls: one summary per inference call that was answered, as in the results file.
         duration_s: of this attempt.
         started_at: ISO 8601, UTC.
+        extra_used: extra attempts that the task has used so far, earlier starts included.
     """
 
     id: str
@@ -215,6 +225,7 @@ class TaskResult:
     error: str | None = None
     error_kind: str | None = None
     calls: tuple[dict[str, Any], ...] = ()
+    extra_used: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from typing import Any
 import ray
 import structlog
 
-from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
+from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import AgentCloudError, ConfigError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import one_line
 from agentcloud.tasks.board import Board
+from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.results import ResultsFile
 from agentcloud.tasks.sources import read_inputs
 from agentcloud.tasks.spec import (
@@ -104,6 +105,7 @@ class Supervisor:
         self._board = Board(
             read_inputs(self._spec.input, source=self._spec.source),
             attempts=self._spec.attempts,
+            extra_attempts=self._spec.extra_attempts,
             finished_ids=frozenset(results.done_ids | results.failed_ids),
             tally=self._tally,
         )
@@ -283,18 +285,12 @@ class Supervisor:
             self._results.append(lines)
 
     async def _open_budget(self) -> None:
-        try:
-            scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
-        except ValueError:
-            raise ConfigError(
-                "no fleet is up on this cluster; `agentcloud up` starts one"
-            ) from None
-        await scheduler.open_budget.remote((self._spec.budget_scope,), self._spec.budget_usd)
+        await Budgets.of_cluster().open((self._spec.budget_scope,), self._spec.budget_usd)
 
     async def _settle_budget(self) -> None:
-        with contextlib.suppress(ValueError, ray.exceptions.RayError):
-            scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
-            await scheduler.close_budget.remote((self._spec.budget_scope,))
+        # The tasks' own budgets go with it.
+        with contextlib.suppress(ConfigError):  # the fleet was taken down meanwhile
+            await Budgets.of_cluster().close((self._spec.budget_scope,))
 
     def _record(self) -> JobRecord:
         board = self._board

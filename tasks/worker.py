@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Coroutine
 from typing import Any
 
 import ray
@@ -18,7 +19,8 @@ from agentcloud.agents.agent import Agent, load_agent
 from agentcloud.cluster.client import AsyncAgentCloud
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import attempt_task
-from agentcloud.tasks.spec import JobSpec, TaskInput, TaskResult
+from agentcloud.tasks.budgets import Budgets
+from agentcloud.tasks.spec import JobSpec, TaskResult
 
 #: Outcomes that arrive so close together travel together, seconds.
 GATHER_S = 0.01
@@ -54,13 +56,14 @@ class Worker:
         """Work until the supervisor has nothing more.
 
         Raises:
-            ConfigError: the agent cannot be loaded.
+            ConfigError: the agent cannot be loaded, or no fleet is up.
         """
         agent = self._load()
+        budgets = Budgets.of_cluster()
         async with contextlib.AsyncExitStack() as stack:
             client = AsyncAgentCloud()
             stack.push_async_callback(client.close)
-            while not await self._exchange(agent, client):
+            while not await self._exchange(agent, client, budgets):
                 await self._wait_for_news()
 
     async def cancel(self) -> None:
@@ -78,17 +81,17 @@ class Worker:
             sys.path.insert(0, here)
         return load_agent(self._spec.agent)
 
-    async def _exchange(self, agent: Agent[Any], client: AsyncAgentCloud) -> bool:
+    async def _exchange(self, agent: Agent[Any], client: AsyncAgentCloud, budgets: Budgets) -> bool:
         """Bring outcomes, fetch tasks; returns whether the work is over."""
         ended, self._ended = self._ended, []
         room = 0 if self._cancelled else self._room - len(self._running)
         handout = await self._supervisor.exchange.remote(self._name, ended, room)
         for task in handout.tasks:
-            self._start(agent, client, task)
+            self._start(attempt_task(agent, client, self._spec, task, budgets))
         return bool(handout.is_over) and not self._running and not self._ended
 
-    def _start(self, agent: Agent[Any], client: AsyncAgentCloud, task: TaskInput) -> None:
-        running = asyncio.create_task(attempt_task(agent, client, self._spec, task))
+    def _start(self, attempt: Coroutine[Any, Any, TaskResult]) -> None:
+        running = asyncio.create_task(attempt)
         self._running.add(running)
         running.add_done_callback(self._on_end)
         if self._cancelled:

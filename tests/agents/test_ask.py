@@ -196,11 +196,14 @@ async def test_remaining_money_is_the_least_of_the_path() -> None:
             BudgetState("fleet", None, Decimal(5), zero, zero),
             BudgetState("job:j", Decimal(2), Decimal("0.5"), Decimal("0.2"), Decimal("0.1")),
             BudgetState("job:other", Decimal(1), Decimal(1), zero, zero),
+            BudgetState("job:j/task:j/t", Decimal(1), Decimal("0.3"), zero, zero),
         ]
 
     assert await Context(ScriptedClient(), budget=("job:j",), budgets=budgets).remaining_usd() == (
         Decimal("1.2")
     )
+    of_task = Context(ScriptedClient(), budget=("job:j", "task:j/t"), budgets=budgets)
+    assert await of_task.remaining_usd() == Decimal("0.7")
     assert await Context(ScriptedClient(), budgets=budgets).remaining_usd() is None
     assert await Context(ScriptedClient()).remaining_usd() is None
 

@@ -62,3 +62,16 @@ async def waits_at_the_model(ctx: Context, item: dict[str, Any]) -> str:
 @agent
 async def no_calls(ctx: Context, item: dict[str, Any]) -> Any:
     return item
+
+
+@agent(tier="large")
+async def asks_often(ctx: Context, item: dict[str, Any]) -> str:
+    """Makes as many calls as its item says; tells the money that it may still spend."""
+    for number in range(item["calls"]):
+        await ctx.ask(f"Question {number} of {item['id']}", max_tokens=64)
+    return str(await ctx.remaining_usd())
+
+
+@agent(tier="large")
+async def never_content(ctx: Context, item: dict[str, Any]) -> Any:
+    return await ctx.ask("Anything", output=NeverValid, max_tokens=64, repairs=100)

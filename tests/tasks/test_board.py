@@ -207,3 +207,28 @@ class BoardMachine(RuleBasedStateMachine):
 
 BoardMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 test_any_interleaving = BoardMachine.TestCase
+
+
+def test_a_restart_gets_the_extra_attempts_that_are_left_and_spends_one() -> None:
+    b = Board(iter(inputs(1)), attempts=9, extra_attempts=4, finished_ids=set(), tally=Tally())
+    (first,) = b.take("w0", 1)
+    assert first.extra_used == 0
+    used_two = TaskResult("t0", TaskEnd.PASSING, 0.1, "", error="overloaded", extra_used=2)
+    b.settle("w0", [used_two])
+    (second,) = b.take("w0", 1)
+    assert second.extra_used == 3
+    used_all = TaskResult("t0", TaskEnd.PASSING, 0.1, "", error="overloaded", extra_used=4)
+    b.settle("w0", [used_all])
+    assert b.take("w0", 1) == []
+    (line,) = lines(b)
+    assert (line["status"], line["attempts"]) == ("failed", 2)
+
+
+def test_a_dead_worker_costs_its_task_one_extra_attempt() -> None:
+    b = Board(iter(inputs(1)), attempts=9, extra_attempts=1, finished_ids=set(), tally=Tally())
+    b.take("w0", 1)
+    b.lose("w0", "killed", "")
+    (again,) = b.take("w1", 1)
+    assert again.extra_used == 1
+    b.lose("w1", "killed", "")
+    assert [line["status"] for line in lines(b)] == ["failed"]

@@ -1,0 +1,69 @@
+"""The scheduler's budgets as a task uses them: its own cap, and what is left."""
+
+from __future__ import annotations
+
+import contextlib
+from decimal import Decimal
+from typing import Any
+
+import ray
+
+from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME, BudgetState
+from agentcloud.cluster.errors import BackendError, ConfigError
+
+
+class Budgets:
+    """Budgets of the running fleet.
+
+    Args:
+        scheduler: handle of the scheduler's actor.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    @classmethod
+    def of_cluster(cls) -> Budgets:
+        """Those of the cluster that this process is connected to.
+
+        Raises:
+            ConfigError: no fleet is up.
+        """
+        try:
+            return cls(ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE))
+        except ValueError:
+            raise ConfigError(
+                "no fleet is up on this cluster; `agentcloud up` starts one"
+            ) from None
+
+    async def open(self, path: tuple[str, ...], limit_usd: Decimal | None) -> None:
+        """Open a budget, or change the cap of an open one; what it has spent stays.
+
+        Raises:
+            BackendError: the scheduler does not answer.
+        """
+        try:
+            await self._scheduler.open_budget.remote(path, limit_usd)
+        except ray.exceptions.RayError as error:
+            raise _silent(error) from None
+
+    async def close(self, path: tuple[str, ...]) -> None:
+        """Forget a budget and those below it; nothing to do where the scheduler is gone."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            await self._scheduler.close_budget.remote(path)
+
+    async def states(self) -> list[BudgetState]:
+        """All open budgets.
+
+        Raises:
+            BackendError: the scheduler does not answer.
+        """
+        try:
+            states: list[BudgetState] = await self._scheduler.budgets.remote()
+        except ray.exceptions.RayError as error:
+            raise _silent(error) from None
+        return states
+
+
+def _silent(error: ray.exceptions.RayError) -> BackendError:
+    return BackendError(f"the scheduler does not answer ({type(error).__name__})")
