@@ -156,9 +156,9 @@ def doctor_command(
     from agentcloud.tasks.doctor_cluster import check_cluster
 
     checks = check_machine()
-    of_fleet, _config = check_fleet_file(fleet)
+    of_fleet, config = check_fleet_file(fleet)
     checks += of_fleet
-    checks += check_cluster(address)
+    checks += check_cluster(address, config)
     if as_json:
         typer.echo(json.dumps([check.to_dict() for check in checks]))
     else:

@@ -11,16 +11,23 @@ import ray
 import requests
 
 from agentcloud.cluster import lifecycle
+from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
-from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.errors import AgentCloudError, ConfigError
+from agentcloud.cluster.launch import degrees_of
+from agentcloud.cluster.placement import NodeGpus
+from agentcloud.cluster.placement_ray import ray_nodes
 from agentcloud.tasks.doctor import Check, check_ports, fail, ok, warn
 
 #: A healthy node answers a tiny task within this, seconds (its first starts a worker).
 NODE_TIMEOUT_S = 60.0
 
 
-def check_cluster(address: str | None) -> list[Check]:
-    """Reachable, token authentication on, the same versions everywhere, the fleet alive."""
+def check_cluster(address: str | None, config: FleetConfig | None = None) -> list[Check]:
+    """Reachable, token authentication on, the same versions everywhere, the fleet alive.
+
+    With a fleet's `config`, also whether `up` could place each of its local models.
+    """
     try:
         info = lifecycle.connect_ray(address)
     except ConfigError as error:
@@ -29,6 +36,7 @@ def check_cluster(address: str | None) -> list[Check]:
         return [
             ok("cluster", "none runs here; `agentcloud run` starts one of its own"),
             check_ports(),
+            *check_plans(config, None),
         ]
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -37,9 +45,33 @@ def check_cluster(address: str | None) -> list[Check]:
             check_token(info.dashboard_url),
             check_versions(nodes),
             *check_fleet_actors(),
+            *check_plans(config, ray_nodes()),
         ]
     finally:
         ray.shutdown()
+
+
+def check_plans(config: FleetConfig | None, nodes: list[NodeGpus] | None) -> list[Check]:
+    """What `up` would refuse of each local model, before anything is loaded.
+
+    Args:
+        config: the fleet; None: its file is no good, which was said already.
+        nodes: the cluster's; None: there is no cluster, so models on GPUs cannot be planned.
+    """
+    checks: list[Check] = []
+    for name, model in (config.models if config else {}).items():
+        check = f"plan of {name}"
+        if model.gpu is not None and nodes is None:
+            checks.append(warn(check, f"no cluster to find {model.gpu} on", "doctor --address ..."))
+            continue
+        try:
+            split = degrees_of(name, model, nodes or [])
+        except AgentCloudError as error:
+            checks.append(fail(check, str(error), "mend that, or take the model out"))
+        else:
+            degrees = f"tensor {split.tensor_parallel}, pipeline {split.pipeline_parallel}"
+            checks.append(ok(check, f"fits: {degrees}"))
+    return checks
 
 
 def check_token(dashboard_url: str | None) -> Check:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from agentcloud.cluster.config import load_fleet
+from agentcloud.cluster.placement import NodeGpus
 from agentcloud.tasks.doctor import (
     Verdict,
     check_engine,
@@ -16,7 +18,7 @@ from agentcloud.tasks.doctor import (
     check_python,
     check_shm,
 )
-from agentcloud.tasks.doctor_cluster import check_token
+from agentcloud.tasks.doctor_cluster import check_plans, check_token
 from tests.tasks.cluster import Head, ray_head
 from tests.tasks.conftest import hosted_fleet
 
@@ -70,6 +72,20 @@ def test_fleet_file_keys_and_models(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     checks = {check.name: check for check in check_fleet_file(path)[0]}
     assert {check.verdict for check in checks.values()} == {Verdict.OK}
     assert "secret" not in str(checks)
+
+
+def test_plans_say_what_up_would_refuse(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    small = {"path": "embedded:triage-small", "tier": "small"}
+    large = small | {"gpu": "H100"}
+    path.write_text(yaml.safe_dump({"models": {"on-cpu": small, "on-gpu": large}}))
+    config = load_fleet(path)
+    without_cluster = [check.verdict for check in check_plans(config, None)]
+    assert without_cluster == [Verdict.OK, Verdict.WARN]
+    on_cpu, on_gpu = check_plans(config, [NodeGpus("n", free_gpus=0, total_gpus=0, free_cpus=2)])
+    assert on_cpu.saw == "fits: tensor 1, pipeline 1"
+    assert on_gpu.verdict is Verdict.FAIL
+    assert "no node of this cluster has a GPU" in on_gpu.saw
 
 
 @pytest.mark.ray
