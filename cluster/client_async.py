@@ -24,6 +24,7 @@ from agentcloud.cluster.client_stream import AsyncEventStream, RoutedAsyncMessag
 from agentcloud.cluster.contracts import Params, Routing
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.inference import Inference
+from agentcloud.cluster.logs import quiet_unless_configured
 from agentcloud.cluster.message import RoutedMessage, RoutedParsedMessage, parsed_with_receipt
 
 #: Type of a parsed output; None where `stream` is asked for none.
@@ -197,6 +198,7 @@ class AsyncAgentCloud:
         Raises:
             ConfigError: an argument that agentcloud cannot honour.
         """
+        quiet_unless_configured()
         self.options = options_of(Options(routing or Routing()), timeout, max_retries, ignored)
         self._connected = _Connection(inference, address)
         self.messages = AsyncMessages(self)

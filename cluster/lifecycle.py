@@ -94,14 +94,17 @@ def down() -> bool:
         Whether anything was up.
     """
     fleet, scheduler = _actor(FLEET_NAME), _actor(SCHEDULER_NAME)
+    stopped = False
     if fleet is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(fleet.stop.remote(), timeout=STOP_TIMEOUT_S)
+            stopped = True
     for actor in (fleet, scheduler):
         if actor is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)
-    _kill_left_over_replicas()
+    if not stopped:
+        _kill_left_over_replicas()
     return fleet is not None or scheduler is not None
 
 

@@ -71,6 +71,12 @@ def configure_logs(level: str = "info", **ids: str) -> None:
     )
 
 
+def quiet_unless_configured() -> None:
+    """For clients inside a user's program: warnings only, on stderr, unless it set structlog up."""
+    if not structlog.is_configured():
+        configure_logs(level="warning")
+
+
 @contextmanager
 def bound_ids(**ids: str | None) -> Iterator[None]:
     """Bind ids (`job`, `task`, `call`, `endpoint`) to every line logged inside, in this task too.

@@ -116,7 +116,7 @@ def knock(target: str) -> None:
     Raises:
         ConfigError: nothing listens there.
     """
-    host, _, port = target.rpartition(":")
+    host, _, port = target.rpartition("//")[2].rstrip("/").rpartition(":")
     if not host or not port.isdecimal():
         return  # `auto` and the like, which Ray resolves at once.
     try:

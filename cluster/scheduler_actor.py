@@ -40,6 +40,8 @@ from agentcloud.cluster.metrics import CallMetrics
 from agentcloud.cluster.scheduler import Decision, SchedulerCore
 
 HOLDER_TIMEOUT_S: Final = 15.0
+#: After a restart, endpoints are expected to be told again within this.
+REJOIN_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 5.0
 #: Long-lived streams each take one of these.
 _MAX_CALLS: Final = 100_000
@@ -118,13 +120,15 @@ class Scheduler:
             time.time,
         )
         self._epoch = uuid.uuid4().hex
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._refuses_from_s = self._clock.now() + (REJOIN_S if again else 0.0)
+        self._wake_s = self._refuses_from_s
         self._holders: dict[str, _Holder] = {}
         self._holder_timeout_s = holder_timeout_s
         self._expired: list[Expired] = []
         self._metrics = CallMetrics()
         self._metrics.start(self._core, self._lock, self._clock.now)
         self._timer = threading.Condition(self._lock)
-        self._wake_s = float("inf")
         threading.Thread(target=self._keep_time, name="scheduler-time", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -276,6 +280,8 @@ class Scheduler:
     def _turn(self, mine: str | None) -> list[Decision]:
         """Let the core decide; give back what is for `mine`, post the rest."""
         core = self._core
+        if self._awaits_endpoints():
+            return []
         self._expired.extend(core.expire())
         own: list[Decision] = []
         posted: set[str] = set()
@@ -292,6 +298,13 @@ class Scheduler:
         if self._expired:
             self._wake_by(0.0)
         return own
+
+    def _awaits_endpoints(self) -> bool:
+        """Whether Ray has just restarted us: the fleet tells its endpoints again within moments.
+
+        Meanwhile requests that processes ask again must wait, not be refused for lack of any.
+        """
+        return not self._core.registry.endpoints and self._clock.now() < self._refuses_from_s
 
     @staticmethod
     def _signal(holder: _Holder) -> None:

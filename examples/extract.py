@@ -43,9 +43,7 @@ class Invoice(BaseModel):
 @agent(tier="large", max_tokens=1024)
 async def extract(ctx: Context, item: dict[str, Any]) -> dict[str, Any]:
     try:
-        invoice = await ctx.ask(
-            f"Extract the invoice.\n\n{item['text']}", output=Invoice, temperature=0
-        )
+        invoice = await ctx.ask(f"Extract the invoice.\n\n{item['text']}", output=Invoice)
     except OutputInvalid as error:
         # Paid for and still wrong: a row for a person to look at, not a failed task.
         return {"invoice": None, "problem": str(error)}

@@ -125,7 +125,9 @@ def local_spec(name: str = "replica:tiny:0") -> EndpointSpec:
         context_tokens=CONTEXT_TOKENS,
         max_output_tokens=CONTEXT_TOKENS,
         max_concurrency=256,
-        features=frozenset({Feature.TOOLS, Feature.FORCED_TOOLS, Feature.JSON_SCHEMA}),
+        features=frozenset(
+            {Feature.TOOLS, Feature.FORCED_TOOLS, Feature.JSON_SCHEMA, Feature.SAMPLING}
+        ),
     )
 
 

@@ -11,17 +11,14 @@ import json
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
 import yaml
 
-from agentcloud.tasks.cli import main
 from agentcloud.tasks.doctor import check_ports
 from tests.tasks.cluster import clean_env, cli, free_ports
 from tests.tasks.conftest import hosted_fleet
@@ -31,32 +28,26 @@ GOOD = hosted_fleet("http://127.0.0.1:9")
 
 
 @pytest.fixture
-def run(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `agentcloud ...` in this process; it must leave nothing behind."""
+def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `agentcloud ...` as a user does; it must leave nothing behind."""
     for name in list(os.environ):
         if name.startswith(("RAY_", "ANTHROPIC_", "SANDBOX_")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(project)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     (project / "fleet.yaml").write_text(yaml.safe_dump(GOOD))
     (project / "in.jsonl").write_text('{"id": "a", "text": "x"}\n')
 
     def go(*args: str) -> tuple[int, str]:
         children = set(psutil.Process().children(recursive=True))
         files = sorted(os.listdir(project))
-        monkeypatch.setattr(sys, "argv", ["agentcloud", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert "Traceback" not in err
-        assert not ray.is_initialized()
+        done = cli(*args, cwd=project, env=dict(os.environ))
+        assert done.out == ""
+        assert "Traceback" not in done.err
         assert set(psutil.Process().children(recursive=True)) <= children
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(project / "__pycache__")
         assert sorted(os.listdir(project)) == files
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, err
+        return done.status, done.err
 
     return go
 
