@@ -67,8 +67,8 @@ async def test_one_conversation_alternates_at_every_turn(
                 **where,
                 **params,
             }
-            # vLLM holds a forced call to its wrapper only, not to the tool's schema, unless the tool
-            # is strict: a weak model may stream input that is no object, and the helper raises.
+            # vLLM holds a forced call to its wrapper only, not to the tool's schema, unless it is
+            # strict: a weak model may stream input that is no object, and the helper raises.
             forced = where is LOCAL and params["tool_choice"]["type"] == "any"
             if not streamed or forced:
                 answer: RoutedMessage = await client.messages.create(**arguments)
