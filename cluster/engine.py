@@ -43,7 +43,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from agentcloud.cluster.contracts import LoadReport, Params, Timings
 from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_load import LoadMeter
-from agentcloud.cluster.engine_requests import check_request
+from agentcloud.cluster.engine_requests import check_request, hold_forced_calls
 from agentcloud.cluster.engine_settings import EngineSettings
 from agentcloud.cluster.errors import (
     BackendError,
@@ -338,7 +338,7 @@ class LocalEngine:
         check_request(params, images=self._images)
         http = Request({"type": "http", "headers": [(b"x-request-id", request_id.encode())]})
         try:
-            fields = dict(params) | {"model": self.settings.model, "stream": stream}
+            fields = hold_forced_calls(params) | {"model": self.settings.model, "stream": stream}
             if isinstance(limit := fields.get("max_tokens"), int):
                 # A program written for a larger model may ask for more than this one's context:
                 # it is a most, so the context bounds it.

@@ -13,6 +13,8 @@ from agentcloud.cluster.errors import InvalidRequest
 
 #: Blocks that a text model on vLLM understands.
 _BLOCKS = frozenset({"text", "tool_use", "tool_result", "thinking", "redacted_thinking"})
+#: Tool choices after which there must be a call.
+_FORCED = frozenset({"any", "tool"})
 _TOOL_RESULT_BLOCKS = frozenset({"text"})
 
 
@@ -43,6 +45,19 @@ def check_request(params: Params, *, images: bool) -> None:
                 f"tools: {kind!r} runs on a hosted model's servers; local models take only "
                 "tools with an input_schema of your own"
             )
+
+
+def hold_forced_calls(params: Params) -> dict[str, Any]:
+    """The request with a forced tool call held to its tool's schema.
+
+    For a tool that is not `strict` vLLM's grammar covers the wrapper of a forced call only, so that
+    a weak model may put any JSON in its input, even a bare string. A tool that says
+    `strict: false` stays as it is.
+    """
+    fields = dict(params)
+    if (params.get("tool_choice") or {}).get("type") in _FORCED:
+        fields["tools"] = [{"strict": True, **tool} for tool in _mappings(params.get("tools"))]
+    return fields
 
 
 def _check_block(block: Mapping[str, Any], allowed: frozenset[str], where: str) -> None:

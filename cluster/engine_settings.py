@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.embedded import EMBEDDED_PREFIX, embedded_model_path
 from agentcloud.cluster.errors import ConfigError
 
 _GIB = 1 << 30
-_EMBEDDED = "embedded:"
 
 #: Environment of every engine: weights are local, nothing is reported to anyone.
 _QUIET_ENV = {
@@ -47,8 +47,8 @@ class EngineSettings:
 
 def model_folder(path: str) -> Path:
     """The folder that a `path:` of fleet.yaml names; `embedded:NAME` is package data."""
-    if path.startswith(_EMBEDDED):
-        return Path(__file__).parent / "data" / "models" / path.removeprefix(_EMBEDDED)
+    if path.startswith(EMBEDDED_PREFIX):
+        return embedded_model_path(path)
     return Path(path).expanduser()
 
 

@@ -99,9 +99,6 @@ class _Slot:
     def name(self) -> str:
         return replica_name(self.model, self.index)
 
-    def is_busy(self) -> bool:
-        return bool(self.seen.report.running or self.seen.report.waiting)
-
     def status(self) -> ReplicaStatus:
         return ReplicaStatus(
             self.name, self.model, self.state, self.restarts, self.seen.report, self.note
@@ -273,7 +270,8 @@ class Fleet:
         slot.leaving.set()
         slot.state = ReplicaState.DRAINING
         await self._scheduler().unregister.remote([slot.name])
-        while slot.actor is not None and slot.is_busy():  # noqa: ASYNC110 - its load is polled anyway
+        # By its leases, not by its load: a call just leased has not reached the replica yet.
+        while await self._scheduler().open_leases.remote(slot.name):  # noqa: ASYNC110 - an actor
             await asyncio.sleep(self._config.health.report_s)
         if slot.keeper is not None:
             slot.keeper.cancel()

@@ -257,7 +257,7 @@ class Inference:
         settlement, decision = run.failed(send, error, self._clock.now())
         self._scheduler.settle(settlement)
         error.sends = run.attempt
-        log.info(
+        log.warning(
             "send failed",
             call=send.call.call_id,
             endpoint=send.lease.endpoint.name,

@@ -206,6 +206,10 @@ class LeaseBook:
         """Clock time of the next expiry (or earlier), None when nothing is in flight."""
         return self._expiries[0][0] if self._expiries and self._open else None
 
+    def count(self, endpoint: str) -> int:
+        """Open leases of one endpoint."""
+        return sum(granted.lease.endpoint.name == endpoint for granted in self._open.values())
+
     def __len__(self) -> int:
         return len(self._open)
 

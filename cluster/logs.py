@@ -11,13 +11,11 @@ import os
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
 from agentcloud.cluster.errors import ConfigError
-
-LogFormat = Literal["json", "console"]
 
 #: `AGENTCLOUD_LOG=json|console` and `AGENTCLOUD_LOG_LEVEL=debug|info|warning|error`.
 FORMAT_ENV = "AGENTCLOUD_LOG"

@@ -264,6 +264,10 @@ class SchedulerCore:
         """Leases without a settlement."""
         return len(self._leases)
 
+    def open_leases(self, name: str) -> int:
+        """Calls that an endpoint still has, also after it was unregistered."""
+        return self._leases.count(name)
+
     @property
     def registry(self) -> Registry:
         """Endpoints and limits, to look at."""

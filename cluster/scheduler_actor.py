@@ -40,7 +40,7 @@ from agentcloud.cluster.metrics import CallMetrics
 from agentcloud.cluster.scheduler import Decision, SchedulerCore
 
 HOLDER_TIMEOUT_S: Final = 15.0
-#: After a restart, endpoints are expected to be told again within this.
+#: A scheduler that has just started is told its endpoints within this.
 REJOIN_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 5.0
 #: Long-lived streams each take one of these.
@@ -120,8 +120,8 @@ class Scheduler:
             time.time,
         )
         self._epoch = uuid.uuid4().hex
-        again = ray.get_runtime_context().was_current_actor_reconstructed
-        self._refuses_from_s = self._clock.now() + (REJOIN_S if again else 0.0)
+        self._refuses_from_s = self._clock.now() + REJOIN_S
+        self._early: dict[str, LeaseRequest] = {}
         self._wake_s = self._refuses_from_s
         self._holders: dict[str, _Holder] = {}
         self._holder_timeout_s = holder_timeout_s
@@ -147,8 +147,9 @@ class Scheduler:
                     self._metrics.settled(ended, settlement)
             for call_id in exchange.cancels:
                 core.cancel(call_id)
-            for request in exchange.requests:
-                core.submit(request)
+                self._early.pop(call_id, None)
+            # Those asked too early are submitted in the first turn that has endpoints.
+            self._early.update((request.call_id, request) for request in exchange.requests)
             mine = self._turn(exchange.holder)
             if holder.outbox:
                 mine = holder.outbox + mine
@@ -217,6 +218,12 @@ class Scheduler:
             self._turn(None)
 
     @_control
+    async def open_leases(self, name: str) -> int:
+        """As `SchedulerCore.open_leases`."""
+        with self._lock:
+            return self._core.open_leases(name)
+
+    @_control
     async def report_load(self, loads: Mapping[str, LoadReport]) -> None:
         """As `SchedulerCore.report_load`."""
         with self._lock:
@@ -275,6 +282,7 @@ class Scheduler:
         holder = self._holders.pop(name, None)
         if holder is not None:
             self._signal(holder)
+        self._early = {key: each for key, each in self._early.items() if each.holder != name}
         self._expired.extend(self._core.drop_holder(name))
 
     def _turn(self, mine: str | None) -> list[Decision]:
@@ -282,6 +290,9 @@ class Scheduler:
         core = self._core
         if self._awaits_endpoints():
             return []
+        for request in self._early.values():
+            core.submit(request)
+        self._early.clear()
         self._expired.extend(core.expire())
         own: list[Decision] = []
         posted: set[str] = set()
@@ -300,9 +311,11 @@ class Scheduler:
         return own
 
     def _awaits_endpoints(self) -> bool:
-        """Whether Ray has just restarted us: the fleet tells its endpoints again within moments.
+        """Whether this is a start, or a restart, after which the fleet has told nothing yet.
 
-        Meanwhile requests that processes ask again must wait, not be refused for lack of any.
+        Meanwhile requests (those that processes ask again, after a restart) wait: they are not
+        refused for lack of an endpoint. Whether Ray restarted us cannot be told for certain here:
+        its own answer comes from the GCS, which may learn of it later.
         """
         return not self._core.registry.endpoints and self._clock.now() < self._refuses_from_s
 

@@ -17,7 +17,7 @@ from agentcloud.cluster import reaper
 from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.contracts import LoadReport
 from agentcloud.cluster.engine_load import LoadMeter
-from agentcloud.cluster.engine_requests import check_request
+from agentcloud.cluster.engine_requests import check_request, hold_forced_calls
 from agentcloud.cluster.errors import InvalidRequest
 from agentcloud.cluster.outbox import Outbox
 from tests.conftest import wait_until
@@ -158,3 +158,22 @@ def test_the_reaper_ends_the_children_of_a_killed_process() -> None:
 def test_a_mark_that_nobody_carries_reaps_nobody() -> None:
     assert reaper.marked("nobody's") == []
     reaper.reap("nobody's")
+
+
+@pytest.mark.parametrize(
+    ("choice", "tool", "strict"),
+    [
+        ({"type": "any"}, {"name": "f"}, True),
+        ({"type": "tool", "name": "f"}, {"name": "f"}, True),
+        ({"type": "any"}, {"name": "f", "strict": False}, False),
+        ({"type": "auto"}, {"name": "f"}, None),
+        (None, {"name": "f"}, None),
+    ],
+)
+def test_a_forced_call_is_held_to_its_schema(
+    choice: dict[str, Any] | None, tool: dict[str, Any], strict: bool | None
+) -> None:
+    params = {"tools": [tool]} | ({"tool_choice": choice} if choice else {})
+    (held,) = hold_forced_calls(params)["tools"]
+    assert held.get("strict") is strict
+    assert params["tools"] == [tool], "the caller's request is left as it is"
