@@ -19,6 +19,7 @@ from agentcloud.cluster.config import FleetConfig, parse_fleet
 from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fleet import ReplicaState
+from agentcloud.cluster.reaper import MARK, marked
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -39,29 +40,29 @@ def fleet_config(folder: Path, **model: Any) -> FleetConfig:
 
 @pytest.fixture(scope="module")
 def fleet(ray_cluster: None, tiny_model: Path) -> Iterator[lifecycle.UpInfo]:
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
     info = lifecycle.up(fleet_config(tiny_model))
+    marks = {replica_mark(spec.name) for spec in info.endpoints}
+    assert len(marks) == 2
     yield info
+    # The replica that was killed has been started again, under another mark.
+    marks |= {replica_mark(replica.name) for replica in lifecycle.fleet_status().replicas}
     lifecycle.down()
     assert not lifecycle.is_up()
 
-    def engines() -> list[str]:
-        new = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-        return [title for p in new if "VLLM" in (title := " ".join(_command(p)))]
+    def left() -> list[int]:
+        return [pid for mark in marks for pid in marked(mark)]
 
-    assert wait_until(lambda: not engines(), LEAVE_S), engines()
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+    assert wait_until(lambda: not left(), LEAVE_S), left()
 
 
 def replica_pid(name: str) -> int:
     actor = ray.get_actor(name, namespace=RAY_NAMESPACE)
     return int(ray.get(actor.ready.remote(), timeout=60).pid)
+
+
+def replica_mark(name: str) -> str:
+    """What every process of a replica carries in its environment."""
+    return psutil.Process(replica_pid(name)).children()[0].environ()[MARK]
 
 
 async def ask(client: AsyncAgentCloud, number: int, max_tokens: int) -> Any:

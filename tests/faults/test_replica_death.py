@@ -59,11 +59,16 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def named(processes: list[psutil.Process], title: str) -> list[psutil.Process]:
-    """vLLM's processes by the titles they give themselves."""
-    found = [p for p in processes if title in " ".join(p.cmdline())]
-    assert found, f"no {title} among {[p.cmdline() for p in processes]}"
-    return found
+def engine_core(pid: int) -> psutil.Process:
+    """A replica's engine: what its fork server forked. (Titles are not always set after a fork.)"""
+    (server,) = [p for p in psutil.Process(pid).children() if "forkserver" in " ".join(p.cmdline())]
+    (core,) = server.children()
+    return core
+
+
+def engine_workers(pid: int) -> list[psutil.Process]:
+    """The engine's workers, one for each tensor parallel rank."""
+    return engine_core(pid).children()
 
 
 async def lose(spec: EndpointSpec, kill: Callable[[], None]) -> list[BaseException]:
@@ -91,8 +96,7 @@ async def lose(spec: EndpointSpec, kill: Callable[[], None]) -> list[BaseExcepti
 async def test_a_killed_actor_loses_its_calls_and_leaves_no_process(start: Start) -> None:
     replica = start("replica:tiny:actor")
     family = descendants(replica.info.pid)
-    named(family, "EngineCore")
-    named(family, "Worker")
+    assert {engine_core(replica.info.pid), *engine_workers(replica.info.pid)} <= set(family)
 
     lost = await lose(replica.spec, lambda: os.kill(replica.info.pid, signal.SIGKILL))
 
@@ -107,7 +111,7 @@ async def test_a_killed_actor_loses_its_calls_and_leaves_no_process(start: Start
 async def test_a_killed_engine_ends_its_replica_and_leaves_no_process(start: Start) -> None:
     replica = start("replica:tiny:engine")
     family = [psutil.Process(replica.info.pid), *descendants(replica.info.pid)]
-    engine = named(family, "EngineCore")[0]
+    engine = engine_core(replica.info.pid)
 
     lost = await lose(replica.spec, engine.kill)
 
@@ -134,7 +138,7 @@ async def test_two_tensor_parallel_workers_answer_as_one_and_die_as_one(
 ) -> None:
     split = start("replica:tiny:split", tensor_parallel=2)
     family = [psutil.Process(split.info.pid), *descendants(split.info.pid)]
-    workers = named(family, "Worker")
+    workers = engine_workers(split.info.pid)
     assert len(workers) == 2
 
     whole_texts = await greedy(replica.spec)
