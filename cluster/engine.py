@@ -1,7 +1,7 @@
-"""The sole importer of vllm: one engine that speaks the Messages API.
+"""One vLLM engine that speaks the Messages API, through vLLM's own handler.
 
-vLLM's own Messages handler does the work; its subclass here adds what it lacks: the timings of
-each request, and tool calls that `max_tokens` cut off. Errors are translated here, once.
+The handler is in engine_handler.py; the two are the sole importers of vllm. Errors are translated
+here, once.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import itertools
 import json
 import os
 from argparse import Namespace
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import jiter
 import structlog
 from pydantic import ValidationError
 from starlette.datastructures import State
@@ -27,13 +26,10 @@ from vllm.entrypoints.anthropic.protocol import (
     AnthropicMessagesRequest,
     AnthropicMessagesResponse,
 )
-from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
-from vllm.outputs import RequestOutput
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -42,6 +38,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from agentcloud.cluster.contracts import LoadReport, Params, Timings
 from agentcloud.cluster.engine_fork import fork_server
+from agentcloud.cluster.engine_handler import Messages
 from agentcloud.cluster.engine_load import LoadMeter
 from agentcloud.cluster.engine_requests import check_request, hold_forced_calls
 from agentcloud.cluster.engine_settings import EngineSettings
@@ -69,91 +66,11 @@ class Reply:
     timings: Timings
 
 
-class _Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not typed for us
-    """vLLM's handler, with the statistics of each request and unguarded JSON guarded.
-
-    Attributes:
-        final: request id -> the last output of the engine, for whoever started the request.
-        failure: request id -> what the engine raised in the middle of it.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.final: dict[str, RequestOutput] = {}
-        self.failure: dict[str, Exception] = {}
-
-    def forget(self, request_id: str) -> None:
-        """Drop what was kept of a request."""
-        self.final.pop(request_id, None)
-        self.failure.pop(request_id, None)
-
-    async def chat_completion_full_generator(
-        self, request: Any, outputs: Any, request_id: str, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Keep the last output, which carries the statistics."""
-        watched = self._watch(request_id, outputs)
-        return await super().chat_completion_full_generator(
-            request, watched, request_id, *args, **kwargs
-        )
-
-    def chat_completion_stream_generator(
-        self, request: Any, outputs: Any, request_id: str, *args: Any, **kwargs: Any
-    ) -> Any:
-        """Keep the last output, which carries the statistics."""
-        watched = self._watch(request_id, outputs)
-        return super().chat_completion_stream_generator(
-            request, watched, request_id, *args, **kwargs
-        )
-
-    async def _watch(
-        self, request_id: str, outputs: AsyncIterator[RequestOutput]
-    ) -> AsyncIterator[RequestOutput]:
-        try:
-            async for output in outputs:
-                if output.finished:
-                    self.final[request_id] = output
-                yield output
-        except Exception as error:
-            self.failure[request_id] = error
-            raise
-
-    def messages_full_converter(
-        self, generator: ChatCompletionResponse
-    ) -> AnthropicMessagesResponse:
-        """Convert an answer; tool arguments that were cut off come as far as they got."""
-        choice = generator.choices[0]
-        cut = False
-        for call in choice.message.tool_calls:
-            arguments, whole = _whole_json(call.function.arguments)
-            cut = cut or not whole
-            call.function.arguments = arguments
-        response = super().messages_full_converter(generator)
-        if cut and response.stop_reason == "tool_use":
-            # Not to be run: what stopped it was a stop sequence, or the model itself.
-            stop = choice.stop_reason
-            response.stop_reason = "stop_sequence" if isinstance(stop, str) else "end_turn"
-            response.stop_sequence = stop if isinstance(stop, str) else None
-        return response
-
-
-def _whole_json(arguments: str) -> tuple[str, bool]:
-    """A JSON object's text, completed if it was cut off, and whether it was whole."""
-    try:
-        value = json.loads(arguments)
-    except json.JSONDecodeError:
-        try:
-            value = jiter.from_json(arguments.encode(), partial_mode=True)
-        except ValueError:
-            value = {}
-        return json.dumps(value if isinstance(value, dict) else {}), False
-    return (arguments if isinstance(value, dict) else "{}"), True
-
-
 class LocalEngine:
     """A running engine. Make one with `await LocalEngine.start(settings)`."""
 
     def __init__(
-        self, settings: EngineSettings, engine: AsyncLLM, handler: _Messages, meter: LoadMeter
+        self, settings: EngineSettings, engine: AsyncLLM, handler: Messages, meter: LoadMeter
     ) -> None:
         self.settings = settings
         self._engine = engine
@@ -209,7 +126,7 @@ class LocalEngine:
             args.structured_outputs_config = engine.vllm_config.structured_outputs_config
             state = State()
             await init_app_state(engine, state, args, supported_tasks=("generate",))
-            handler = _Messages(
+            handler = Messages(
                 engine,
                 state.openai_serving_models,
                 args.response_role,

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from anthropic.types import RawMessageDeltaEvent, RawMessageStartEvent, ToolUseBlock
+from anthropic.types import Message, RawMessageDeltaEvent, RawMessageStartEvent, ToolUseBlock
 
 from agentcloud.cluster.errors import CallTimeout, ContextTooLong, InvalidRequest
 from agentcloud.cluster.local import LocalEndpoint
@@ -135,6 +135,25 @@ async def test_a_cut_tool_call_comes_back_with_its_reason_and_usage(
     for block in message.content:
         if isinstance(block, ToolUseBlock):
             assert isinstance(block.input, dict)
+
+
+async def test_of_several_calls_only_the_cut_one_is_not_whole(
+    local_endpoint: LocalEndpoint,
+) -> None:
+    async def ask(index: int) -> Message:
+        call = message_call(
+            f"several-{index}", max_tokens=200, tools=[TOOL], tool_choice={"type": "any"}
+        )
+        return (await local_endpoint.create(call)).message
+
+    messages = await asyncio.gather(*map(ask, range(16)))
+    for message in messages:
+        assert {block.type for block in message.content} == {"tool_use"}
+        cut = message.stop_reason == "max_tokens"
+        for block in message.content[: -1 if cut else None]:
+            assert isinstance(block, ToolUseBlock)
+            jsonschema.validate(block.input, SCHEMA)
+    assert any(len(message.content) > 1 for message in messages)
 
 
 async def test_a_stream_is_the_same_answer_in_events(local_endpoint: LocalEndpoint) -> None:
