@@ -29,7 +29,7 @@ _PAUSE_S = 0.1
 def start_reaper() -> subprocess.Popen[bytes]:
     """Mark this process's future children, and have them killed when this process is gone.
 
-    Keep the returned object: closing its `stdin` has the same effect as dying.
+    Keep the returned object; `end_reaper` has the same effect as dying.
     """
     mark = os.environ[MARK] = uuid.uuid4().hex
     return subprocess.Popen(  # noqa: S603  # our own file
@@ -39,6 +39,13 @@ def start_reaper() -> subprocess.Popen[bytes]:
         # Its own session: a signal to the actor's group must not take the watchdog along.
         start_new_session=True,
     )
+
+
+def end_reaper(reaper: subprocess.Popen[bytes]) -> None:
+    """Have the marked processes killed now; returns when they are gone."""
+    if reaper.stdin is not None:
+        reaper.stdin.close()
+    reaper.wait()
 
 
 def marked(mark: str) -> list[int]:

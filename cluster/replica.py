@@ -25,7 +25,7 @@ from agentcloud.cluster.engine_settings import EngineSettings
 from agentcloud.cluster.errors import BackendError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.outbox import Outbox
-from agentcloud.cluster.reaper import start_reaper
+from agentcloud.cluster.reaper import end_reaper, start_reaper
 from agentcloud.cluster.replica_wire import (
     Answered,
     Failed,
@@ -139,12 +139,14 @@ class Replica:
         return self._running().load()
 
     async def shutdown(self) -> None:
-        """End the engine's processes; the actor can be killed then."""
+        """End the engine's processes and wait until they are gone; the actor can be killed then."""
         for holder in list(self._holders):
             self._drop(holder)
+        self._stopping = True
         if self._engine is not None:
-            self._stopping = True
             await self._engine.shutdown()
+        # The fork server would end with this process only, some time after whoever stops us.
+        await asyncio.to_thread(end_reaper, self._reaper)
 
     async def _start(self) -> ReplicaInfo:
         started_s = time.monotonic()

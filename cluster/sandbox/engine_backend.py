@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import os
+import subprocess
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +17,7 @@ from agentcloud.cluster.config import LocalModel
 from agentcloud.cluster.endpoints import check_model_folder
 from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_settings import engine_settings, model_folder
+from agentcloud.cluster.reaper import end_reaper, start_reaper
 from agentcloud.cluster.sandbox.backed import BackedResponder
 from agentcloud.cluster.sandbox.server import serve
 from agentcloud.cluster.sandbox.settings import SandboxConfig
@@ -43,6 +45,7 @@ class EngineBackend:
         cores = sorted(os.sched_getaffinity(0))
         self._settings = engine_settings("sandbox", model, tensor_parallel=1, cores=cores)
         self._ids = itertools.count()
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._starting: asyncio.Task[LocalEngine] | None = None
 
     async def create(self, params: dict[str, Any]) -> Message:
@@ -64,6 +67,8 @@ class EngineBackend:
         return await asyncio.shield(self._starting)
 
     async def __aenter__(self) -> Self:
+        # First: neither the engine's processes nor their fork server end with this one.
+        self._reaper = start_reaper()
         self._starting = asyncio.create_task(self._start())
         return self
 
@@ -84,10 +89,12 @@ class EngineBackend:
         trace: TracebackType | None,
     ) -> None:
         assert self._starting is not None
+        assert self._reaper is not None
         self._starting.cancel()
         (started,) = await asyncio.gather(self._starting, return_exceptions=True)
         if not isinstance(started, BaseException):
             await started.shutdown()
+        await asyncio.to_thread(end_reaper, self._reaper)
 
 
 async def serve_with_engine(
