@@ -1,7 +1,7 @@
 """Ray Serve LLM over its own handle, for bench/local.py; runs in the peers' environment.
 
-`.venv-peers/bin/python -m bench.local_peer FOLDER`: as bench/local_contender.py. One replica on this
-machine's CPU with the engine settings of the other contenders; the vLLM is the one Ray pins.
+`.venv-peers/bin/python -m bench.local_peer FOLDER`: as bench/local_contender.py. One replica on
+this machine's CPU with the engine settings of the other contenders; the vLLM is the one Ray pins.
 """
 
 from __future__ import annotations
