@@ -38,6 +38,10 @@ SETTLE_LINGER_S: Final = 0.003
 #: While a round trip is under way another starts only so long after it: a busy process then asks
 #: for many leases at once, and an actor call costs more CPU than all that travels in it.
 PACE_S: Final = 0.004
+#: A process with so many leases keeps that pace also between round trips, one with more a slower
+#: one, up to the longest: with hundreds of calls under way each takes far longer than that.
+PACED_LEASES: Final = 64
+LONGEST_PACE_S: Final = 0.016
 #: Round trips under way at once, and items in each.
 MAX_TRIPS: Final = 4
 MAX_BATCH: Final = 512
@@ -150,6 +154,7 @@ class SchedulerClient:
         self._to_settle: deque[Settlement] = deque()
         self._to_cancel: deque[str] = deque()
         self._trips = 0
+        self._held = 0
         self._sent_s = 0.0
         self._linger: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -171,7 +176,9 @@ class SchedulerClient:
         self._to_ask.append(request)
         self._send()
         try:
-            return await future
+            lease = await future
+            self._held += 1
+            return lease
         except asyncio.CancelledError:
             if granted := lease_of(future):
                 self._give_back(granted)
@@ -186,6 +193,7 @@ class SchedulerClient:
     def settle(self, settlement: Settlement) -> None:
         """As `SchedulerPort.settle`."""
         self._start()
+        self._held -= 1
         self._to_settle.append(settlement)
         self._linger_then_send()
 
@@ -246,9 +254,9 @@ class SchedulerClient:
         if not (beat or self._to_ask or self._to_settle or self._to_cancel):
             return
         loop = asyncio.get_running_loop()
-        early_s = self._sent_s + PACE_S - loop.time()
-        if self._trips and early_s > 0:
-            # The end of the trip under way sends too, most often sooner.
+        early_s = self._sent_s + self._pace_s() - loop.time()
+        if early_s > 0:
+            # The end of the trip under way may send sooner.
             self._linger = loop.call_later(early_s, self._send)
             return
         self._sent_s = loop.time()
@@ -260,6 +268,10 @@ class SchedulerClient:
         )
         self._trips += 1
         self._spawn(self._trip(exchange))
+
+    def _pace_s(self) -> float:
+        by_load_s = min(PACE_S * self._held / PACED_LEASES, LONGEST_PACE_S)
+        return max(by_load_s, PACE_S if self._trips else 0.0)
 
     async def _trip(self, exchange: Exchange) -> None:
         try:

@@ -21,7 +21,8 @@ def settings(tensor_parallel: int = 1, cores: int = 4, **keys: Any) -> EngineSet
 def test_on_the_cpu_the_kv_cache_is_explicit_and_threads_are_few() -> None:
     made = settings(kv_cache_gib=0.5, cores=8)
     assert made.args["kv_cache_memory_bytes"] == 512 << 20
-    assert made.args["distributed_executor_backend"] == "mp"
+    assert made.args["distributed_executor_backend"].endswith(".UniProcExecutor")
+    assert settings(2).args["distributed_executor_backend"] == "mp"
     assert made.env["OMP_NUM_THREADS"] == "4"
     assert made.env["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
     assert made.forks
