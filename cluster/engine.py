@@ -171,8 +171,8 @@ class LocalEngine:
 
     async def stream(
         self, params: Params, call_id: str
-    ) -> AsyncGenerator[tuple[dict[str, Any], Timings | None], None]:
-        """Serve one call as the API's events; the last one comes with the timings.
+    ) -> AsyncGenerator[tuple[str, Timings | None], None]:
+        """Serve one call as the JSON of the API's events; the last one comes with the timings.
 
         Raises:
             BackendError: as the Messages API would say it, also in mid-stream.
@@ -180,13 +180,16 @@ class LocalEngine:
         with self._calling(call_id) as request_id:
             events = await self._send(params, request_id, stream=True)
             async for text in events:
-                event = json.loads(text.split("data: ", 1)[1])
-                if event["type"] == "error":
-                    raise self._stream_error(request_id, event)
-                if event["type"] == "message_start":
+                # Most are text deltas, which pass through unread.
+                name, data = text.split("\n", 2)[:2]
+                kind, data = name.removeprefix("event: "), data.removeprefix("data: ")
+                if kind == "error":
+                    raise self._stream_error(request_id, json.loads(data))
+                if kind == "message_start":
+                    event = json.loads(data)
                     event["message"]["id"] = f"msg_{call_id}"
-                last = event["type"] == "message_stop"
-                yield event, self._timings(request_id) if last else None
+                    data = json.dumps(event)
+                yield data, self._timings(request_id) if kind == "message_stop" else None
 
     async def count_tokens(self, params: Params) -> int:
         """Tokens of the prompt.

@@ -74,14 +74,13 @@ class LocalEndpoint:
         """
         link = self._link()
         key, inbox = link.send(call, stream=True)
-        deadline_s = asyncio.get_running_loop().time() + call.timeout_s
+        # One timer, not one for each of its many parcels.
+        timer = asyncio.get_running_loop().call_later(
+            call.timeout_s, inbox.put_nowait, Failed(key, self._late(call))
+        )
         try:
             while True:
-                try:
-                    async with asyncio.timeout_at(deadline_s):
-                        parcel = await inbox.get()
-                except TimeoutError:
-                    raise self._late(call) from None
+                parcel = await inbox.get()
                 if not isinstance(parcel, Streamed):
                     raise self._failure(parcel)
                 for event in parcel.events:
@@ -89,6 +88,7 @@ class LocalEndpoint:
                 if parcel.timings is not None:
                     return
         finally:
+            timer.cancel()
             link.forget(key)
 
     async def count_tokens(self, params: Params) -> int:

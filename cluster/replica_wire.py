@@ -1,15 +1,19 @@
-"""What travels between a caller's process and a replica, many to a message."""
+"""What travels between a caller's process and a replica, many to a message.
+
+Named tuples, because they pickle in a fifth of a dataclass's time, and a busy replica sends tens of
+thousands a second.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentcloud.cluster.contracts import Call, Timings
 from agentcloud.cluster.errors import BackendError
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(NamedTuple):
     """One call on its way to the replica; `key` is the caller's own number for it."""
 
     key: int
@@ -17,8 +21,7 @@ class Order:
     stream: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """A whole answer: the message's JSON."""
 
     key: int
@@ -26,8 +29,7 @@ class Answered:
     timings: Timings
 
 
-@dataclass(frozen=True, slots=True)
-class Streamed:
+class Streamed(NamedTuple):
     """Events of a streamed call, each the JSON of one; `timings` marks the last ones."""
 
     key: int
@@ -35,8 +37,7 @@ class Streamed:
     timings: Timings | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A call that failed; the others of its batch go on."""
 
     key: int
