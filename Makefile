@@ -17,7 +17,7 @@ help:  ## what there is
 
 setup: $(STAMP)  ## the virtual environment with pinned packages
 
-$(STAMP): pyproject.toml constraints.txt constraints-gpu.txt overrides.txt scripts/setup.sh
+$(STAMP): pyproject.toml constraints.txt constraints-gpu.txt overrides.txt scripts/setup.sh scripts/torch_cpu.sh
 	PYTHON="$(PYTHON)" EXTRA="$(EXTRA)" VENV="$(VENV)" bash scripts/setup.sh
 	@rm -f $(VENV)/.installed-* && touch $@
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Make the virtual environment: pinned packages, this package editable.
-# The CPU build of torch comes from the folder or page that PIP_FIND_LINKS names where one is set
-# and holds it, else from PyTorch's own CPU index, which uv knows by name.
 set -euo pipefail
+. scripts/torch_cpu.sh
 PYTHON=${PYTHON:-python3.11} EXTRA=${EXTRA:-cpu} VENV=${VENV:-.venv}
 
 case "$EXTRA" in cpu|gpu) ;; *) echo "setup: EXTRA=$EXTRA is neither cpu nor gpu" >&2; exit 2;; esac
@@ -16,17 +15,5 @@ command -v "$PYTHON" >/dev/null || PYTHON=python3
 constraints=constraints.txt
 [ "$EXTRA" = gpu ] && constraints=constraints-gpu.txt
 args=(--python "$VENV/bin/python" -c "$constraints")
-if [ "$EXTRA" = cpu ]; then
-  args+=(--override overrides.txt)
-  export UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
-  UV_FIND_LINKS=${UV_FIND_LINKS// /,}
-  probe=$(mktemp -d) && trap 'rm -rf "$probe"' EXIT
-  if [ -n "$UV_FIND_LINKS" ] && "$VENV/bin/python" -m pip download -q --no-deps --no-index \
-       --find-links "${UV_FIND_LINKS%%,*}" -d "$probe" 'torch==2.13.0+cpu' >/dev/null 2>&1; then
-    args+=('torch==2.13.0+cpu')
-  else
-    unset UV_FIND_LINKS
-    args+=(--torch-backend cpu)
-  fi
-fi
+if [ "$EXTRA" = cpu ]; then torch_cpu "$VENV/bin/python"; fi
 "$VENV/bin/uv" pip install -q "${args[@]}" -e ".[$EXTRA,dev]"
