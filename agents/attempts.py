@@ -54,6 +54,13 @@ class Attempts:
             )
         self._used += 1
 
+    def take(self) -> bool:
+        """Spend one extra attempt if one remains: how transport retries ask (`ExtraSends`)."""
+        if not self.left:
+            return False
+        self._used += 1
+        return True
+
     def charge(self, count: int) -> None:
-        """Count attempts that were already made below (transport retries); never raises."""
+        """Count attempts that were made before (by an earlier run of the task); never raises."""
         self._used += max(0, count)

@@ -17,9 +17,6 @@ from agentcloud.agents.usage import Usage
 from agentcloud.cluster.contracts import Routing, StepRecorder
 from agentcloud.cluster.errors import BackendError
 
-#: Sends of one call that fleet.yaml allows by default; a task with fewer attempts left says so.
-_USUAL_SENDS = 4
-
 
 class Calls:
     """Makes the calls of one task.
@@ -49,7 +46,7 @@ class Calls:
         if step is not None and step.answer is not None:
             return self._count(step.answer)
         with self._our_errors():
-            message = await self._client.messages.create(routing=self._capped(routing), **params)
+            message = await self._client.messages.create(routing=self._counted(routing), **params)
         if self._recorder is not None and step is not None:
             await self._recorder.done(step, message)
         return self._count(message)
@@ -65,7 +62,7 @@ class Calls:
             return
         with self._our_errors():
             async with self._client.messages.stream(
-                routing=self._capped(routing), **params
+                routing=self._counted(routing), **params
             ) as stream:
                 async for text in stream.text_stream:
                     yield text
@@ -83,19 +80,15 @@ class Calls:
             error = raised if isinstance(raised, BackendError) else raised.__cause__
             if not isinstance(error, BackendError):
                 raise
-            self.attempts.charge(error.sends - 1)
             raise error from error.__cause__
 
-    def _capped(self, routing: Routing) -> Routing:
-        sends = 1 + self.attempts.left
-        return replace(routing, max_attempts=sends) if sends < _USUAL_SENDS else routing
+    def _counted(self, routing: Routing) -> Routing:
+        return replace(routing, extra_sends=self.attempts)
 
     def _count(self, message: Message) -> Message:
         receipt = getattr(message, "agentcloud", None)
         if receipt is not None:
             self.usage.add(receipt)
-            if not receipt.cached:
-                self.attempts.charge(receipt.attempts - 1)
         return message
 
 

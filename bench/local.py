@@ -21,7 +21,6 @@ ROUNDS: Final = 5
 #: in flight -> unary calls and streamed calls of a round.
 SIZES: Final = {1: (20, 10), 32: (320, 64), 256: (1024, 256)}
 BOUNDS: Final = {"vs_ceiling_256": (">=", 0.85), "vs_ray_serve_256": (">=", 1.7)}
-PEER: Final = Path(__file__).with_name("local_peer.py")
 PEER_PYTHON: Final = Path(".venv-peers/bin/python")
 
 
@@ -63,8 +62,8 @@ def run(folder: Path) -> Figures:
     """Measure all paths in alternating rounds."""
     module = [sys.executable, "-m", "bench.local_contender"]
     commands = [[*module, kind, str(folder)] for kind in ("ceiling", "ours")]
-    if PEER_PYTHON.exists() and PEER.exists():
-        commands.append([str(PEER_PYTHON), str(PEER), str(folder)])
+    if PEER_PYTHON.exists():
+        commands.append([str(PEER_PYTHON), "-m", "bench.local_peer", str(folder)])
     contenders: list[Contender] = []
     try:
         for command in commands:

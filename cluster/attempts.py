@@ -31,7 +31,7 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.errors import BackendError, CallTimeout
 from agentcloud.cluster.gpu_share import GpuShare
 from agentcloud.cluster.prices import gpu_seconds_usd
-from agentcloud.cluster.retry import Decision, Elsewhere, decide, is_unusable
+from agentcloud.cluster.retry import Decision, Elsewhere, Fail, decide, is_unusable
 from agentcloud.cluster.sizing import estimated_input_tokens, needs_of
 
 _ZERO = Decimal(0)
@@ -89,6 +89,8 @@ class Attempts:
         self._catalog = catalog
         self._rng = rng
         self._began_s = now_s
+        self._extra_sends = routing.extra_sends
+        routing = replace(routing, extra_sends=None)
         self._routing = routing
         self._request = LeaseRequest(
             call_id=call_id,
@@ -230,6 +232,12 @@ class Attempts:
             deadline_s=self._routing.deadline_s,
             delivered=delivered,
         )
+        if (
+            not isinstance(decision, Fail)
+            and self._extra_sends is not None
+            and not self._extra_sends.take()
+        ):
+            decision = Fail(f"{error.kind}: the task has no extra attempts left")
         if isinstance(decision, Elsewhere):
             self._rest_until_s[endpoint.name] = now_s + decision.same_after_s
         settlement = Settlement(

@@ -101,6 +101,14 @@ class LoadReport:
     at_s: float = 0.0
 
 
+class ExtraSends(Protocol):
+    """Sends after a call's first one, out of what several calls share (a task's attempts)."""
+
+    def take(self) -> bool:
+        """Take one; False when none is left."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Routing:
     """What agentcloud adds to a Messages request.
@@ -116,6 +124,8 @@ class Routing:
         endpoint: a single endpoint by name (tests, conversations that must stay).
         max_attempts: the most sends of this call over all endpoints; None: fleet.yaml's.
         timeout_s: the longest one send may take; None: fleet.yaml's.
+        extra_sends: what every send after the first is taken from, beside `max_attempts`; it stays
+            in the caller's process.
     """
 
     tier: str | None = None
@@ -127,6 +137,7 @@ class Routing:
     endpoint: str | None = None
     max_attempts: int | None = None
     timeout_s: float | None = None
+    extra_sends: ExtraSends | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,13 +149,12 @@ async def test_repairs_spend_the_task_s_attempts() -> None:
     assert "less than or equal to 5" in (caught.value.last or "")
 
 
-async def test_transport_retries_count_and_are_capped_by_what_is_left() -> None:
-    client = ScriptedClient(message("a", attempts=3), message("b"))
+async def test_transport_retries_are_taken_from_the_task_s_attempts() -> None:
+    client = ScriptedClient(message("a", attempts=3))
     ctx = Context(client, attempts=Attempts(3))
     await ctx.ask("hi")
-    await ctx.ask("hi")
-    assert [routing.max_attempts for routing in client.routings] == [None, 2]
-    assert ctx.usage.sends == 4
+    assert [routing.extra_sends for routing in client.routings] == [ctx.attempts]
+    assert ctx.usage.sends == 3
 
 
 async def test_unknown_cost_is_none_never_zero() -> None:

@@ -24,6 +24,12 @@ def test_spending() -> None:
     assert (copy.attempts, copy.last, str(copy)) == (4, "stars: too many", str(caught.value))
 
 
+def test_taking_ends_at_the_limit() -> None:
+    attempts = Attempts(2)
+    assert [attempts.take() for _ in range(3)] == [True, True, False]
+    assert attempts.used == 2
+
+
 def test_charging_nothing_changes_nothing() -> None:
     attempts = Attempts(0)
     attempts.charge(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -166,3 +167,15 @@ async def test_all_layers_together_never_send_more_than_the_attempts_allow(
     with pytest.raises(Exception, match="no attempts left for output Impossible"):
         await run_agent(stubborn, Context(client, attempts=attempts), "Count.")
     assert len(sandbox.calls) == 1 + attempts.limit
+
+
+async def test_parallel_asks_share_the_attempts_exactly(
+    client: AsyncAgentCloud, sandbox: Sandbox
+) -> None:
+    sandbox.add_fault(Fault(kind=FaultKind.OVERLOADED), count=100)
+    ctx = Context(client, attempts=Attempts(5))
+    asks = [ctx.ask(f"hi {number}") for number in range(4)]
+    failures = await asyncio.gather(*asks, return_exceptions=True)
+    assert all(isinstance(failure, BackendError) for failure in failures)
+    assert len(sandbox.calls) == 4 + 5
+    assert ctx.attempts.left == 0
