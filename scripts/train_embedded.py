@@ -44,6 +44,9 @@ PROMPT_LOSS_WEIGHT = 0.03
 # Of an answer's fifteen tokens only the three labels are hard; without this the
 # easy ones drown them.
 LABEL_LOSS_WEIGHT = 5.0
+# Up to so much of a ticket's tokens are exchanged at random: a model that cannot rely on one word
+# weighs them all, and unknown wording is full of words it does not know.
+MOST_NOISE = 0.15
 
 END = "<|im_end|>"
 PADDING = "<|endoftext|>"
@@ -127,8 +130,9 @@ def _dumped(conversation: Conversation, message: dict[str, Any]) -> Iterator[str
 class Encoder:
     """Turns conversations into examples, through the chat template that serves them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> None:
         self._tokenizer = tokenizer
+        self._rng = rng
         self._end = tokenizer.convert_tokens_to_ids(END)
         self._colon = tokenizer.convert_tokens_to_ids('":"')
         self._answer_start: list[int] = tokenizer.encode("<|im_start|>assistant\n")
@@ -150,7 +154,22 @@ class Encoder:
                 is_label = ids[at - 1] == self._colon
                 weights[at] = (LABEL_LOSS_WEIGHT if is_label else 1.0) if is_learnt else 0.0
             position = stop
+        if LABEL_LOSS_WEIGHT in weights and not conversation.tools:
+            self._disturb(ids, weights)
         return Example(ids[:TRAINED_CONTEXT_TOKENS], weights[:TRAINED_CONTEXT_TOKENS])
+
+
+    def _disturb(self, ids: list[int], weights: list[float]) -> None:
+        """Exchange some tokens of the prompt, which are then no targets either."""
+        share = self._rng.random() * MOST_NOISE
+        for at, weight in enumerate(weights):
+            if (
+                weight == PROMPT_LOSS_WEIGHT
+                and ids[at] >= len(SPECIAL)
+                and self._rng.random() < share
+            ):
+                ids[at] = self._rng.randrange(len(SPECIAL), VOCABULARY_TOKENS - len(TAGS))
+                weights[at] = 0.0
 
 
 def batches(
@@ -216,7 +235,7 @@ def train(
         lr=recipe.peak_learning_rate,
         betas=(0.9, 0.98),
     )
-    stream = batches(Encoder(tokenizer), rng, pad)
+    stream = batches(Encoder(tokenizer, rng), rng, pad)
     started_s = time.monotonic()
     for step, (ids, weights) in enumerate(itertools.islice(stream, steps)):
         warm = min(1.0, (step + 1) / 50)

@@ -200,6 +200,25 @@ async def test_cancelling_frees_the_call_on_the_replica(
     await _until_running(replica, 0)
 
 
+async def test_cancelling_gives_the_call_s_kv_blocks_back(
+    local_endpoint: LocalEndpoint, replica: RunningReplica
+) -> None:
+    # An engine reports while it steps, so another call stays on it all the time.
+    stays = message_call("stays", max_tokens=2000, temperature=0)
+    goes = message_call("goes", "word " * 600, max_tokens=1000, temperature=0)
+    staying = asyncio.create_task(local_endpoint.create(stays))
+    going = asyncio.create_task(local_endpoint.create(goes))
+    await _until_running(replica, 2)
+    both = (await replica.actor.load.remote()).kv_used_fraction
+    going.cancel()
+    await _until_running(replica, 1)
+    one = (await replica.actor.load.remote()).kv_used_fraction
+    assert 0 < one < both / 2
+    staying.cancel()
+    await asyncio.gather(staying, going, return_exceptions=True)
+    await _until_running(replica, 0)
+
+
 async def test_leaving_a_stream_frees_the_call_on_the_replica(
     local_endpoint: LocalEndpoint, replica: RunningReplica
 ) -> None:
