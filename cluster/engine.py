@@ -29,8 +29,10 @@ from vllm.entrypoints.anthropic.protocol import (
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.envs import enable_envs_cache
 from vllm.exceptions import VLLMClientError
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine import utils as engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -58,11 +60,11 @@ class Reply:
     """A whole answer.
 
     Attributes:
-        message: the Messages API's JSON.
+        message: the Messages API's JSON, as text.
         timings: as vLLM measured them, from the request's arrival at the engine.
     """
 
-    message: dict[str, Any]
+    message: bytes
     timings: Timings
 
 
@@ -144,6 +146,15 @@ class LocalEngine:
             raise
         return cls(settings, engine, handler, meter)
 
+    def own_process(self) -> None:
+        """Tune this process to serving this engine: for one that does nothing else.
+
+        As vLLM does in its engine's process: its settings are read from the environment once
+        instead of at each use, and what is loaded is no longer looked through for garbage.
+        """
+        enable_envs_cache()
+        freeze_gc_heap()
+
     @property
     def is_dead(self) -> bool:
         """The engine's process, or one of its workers, is gone; it never comes back."""
@@ -164,9 +175,8 @@ class LocalEngine:
             outcome = await self._send(params, request_id, stream=False)
             if not isinstance(outcome, AnthropicMessagesResponse):
                 raise BackendError("the engine answered a unary call with a stream")
-            message = outcome.model_dump(mode="json", exclude_none=True)
-            message["id"] = f"msg_{call_id}"
-            message.setdefault("stop_sequence", None)
+            outcome.id = f"msg_{call_id}"
+            message = outcome.model_dump_json(exclude_none=True).encode()
             return Reply(message, self._timings(request_id))
 
     async def stream(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import os
 import time
 from collections.abc import AsyncIterator
@@ -158,6 +157,7 @@ class Replica:
         from agentcloud.cluster.engine import LocalEngine
 
         self._engine = await LocalEngine.start(self._settings)
+        self._engine.own_process()
         watcher = asyncio.create_task(self._watch_engine(self._engine))
         self._watchers.add(watcher)
         return ReplicaInfo(
@@ -186,8 +186,7 @@ class Replica:
                     outbox.put(Streamed(key, (event,), timings))
             else:
                 reply = await engine.create(call.params, call.call_id)
-                message = json.dumps(reply.message, ensure_ascii=False).encode()
-                outbox.put(Answered(key, message, reply.timings))
+                outbox.put(Answered(key, reply.message, reply.timings))
         except asyncio.CancelledError:
             outbox.put(Failed(key, BackendError("aborted", kind="aborted")))
             raise

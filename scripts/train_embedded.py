@@ -158,7 +158,6 @@ class Encoder:
             self._disturb(ids, weights)
         return Example(ids[:TRAINED_CONTEXT_TOKENS], weights[:TRAINED_CONTEXT_TOKENS])
 
-
     def _disturb(self, ids: list[int], weights: list[float]) -> None:
         """Exchange some tokens of the prompt, which are then no targets either."""
         share = self._rng.random() * MOST_NOISE

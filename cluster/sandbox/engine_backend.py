@@ -55,7 +55,7 @@ class EngineBackend:
             BackendError: the engine refused it, died, or did not start.
         """
         reply = await (await self.ready()).create(params, f"sandbox-{next(self._ids)}")
-        return Message.model_validate(reply.message)
+        return Message.model_validate_json(reply.message)
 
     async def ready(self) -> LocalEngine:
         """Wait until the engine runs.
@@ -80,6 +80,7 @@ class EngineBackend:
             fork_server()
         module = await asyncio.to_thread(importlib.import_module, "agentcloud.cluster.engine")
         engine: LocalEngine = await module.LocalEngine.start(self._settings)
+        engine.own_process()
         return engine
 
     async def __aexit__(
