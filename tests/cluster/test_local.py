@@ -205,7 +205,7 @@ async def test_cancelling_gives_the_call_s_kv_blocks_back(
 ) -> None:
     # An engine reports while it steps, so another call stays on it all the time.
     stays = message_call("stays", max_tokens=2000, temperature=0)
-    goes = message_call("goes", "word " * 600, max_tokens=1000, temperature=0)
+    goes = message_call("goes", "word " * 300, max_tokens=500, temperature=0)
     staying = asyncio.create_task(local_endpoint.create(stays))
     going = asyncio.create_task(local_endpoint.create(goes))
     await _until_running(replica, 2)
