@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import ray
+from ray._private import ray_constants
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError
 
 _KNOCK_S: Final = 5.0
+_CLUSTER_SWITCH: Final = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +60,41 @@ def start_local_ray(*, dashboard: bool = True, num_cpus: int | None = None) -> R
         raise ConfigError("this process is connected to a Ray already; call ray.shutdown() first")
     switch_on_token_auth()
     try:
-        ray.init(
-            address="local",
-            namespace=RAY_NAMESPACE,
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            num_cpus=num_cpus,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        with _on_loopback():
+            ray.init(
+                address="local",
+                namespace=RAY_NAMESPACE,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                num_cpus=num_cpus,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
     except (RuntimeError, OSError, ValueError) as error:
         raise ConfigError(
             f"Ray did not start ({_one_line(error)}); see `agentcloud doctor`"
         ) from None
     return _ray_info()
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts inside listens on loopback only.
+
+    By default Linux nodes take the machine's outward address, as nodes of a cluster must; Ray's
+    switch against that, named after the systems it was made for, is read at import and again by
+    each process that it starts.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_CLUSTER_SWITCH)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[_CLUSTER_SWITCH] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        del os.environ[_CLUSTER_SWITCH]
+        if before[1] is not None:
+            os.environ[_CLUSTER_SWITCH] = before[1]
 
 
 def connect_ray(address: str | None = None) -> RayInfo:
