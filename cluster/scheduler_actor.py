@@ -8,7 +8,6 @@ stays silent for `HOLDER_TIMEOUT_S` is dead: what it waits for is dropped and it
 from __future__ import annotations
 
 import asyncio
-import pickle
 import random
 import threading
 import time
@@ -32,12 +31,12 @@ from agentcloud.cluster.contracts import (
     EndpointSpec,
     LeaseRequest,
     LoadReport,
-    Settlement,
 )
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
 from agentcloud.cluster.scheduler import Decision, SchedulerCore
+from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
 
 HOLDER_TIMEOUT_S: Final = 15.0
 #: A scheduler that has just started is told its endpoints within this.
@@ -48,38 +47,6 @@ _MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
 
 log = structlog.get_logger()
-
-
-_Message = TypeVar("_Message")
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """What a process tells in one round trip; settlements are taken in before requests."""
-
-    holder: str
-    requests: list[LeaseRequest] = field(default_factory=list)
-    settlements: list[Settlement] = field(default_factory=list)
-    cancels: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What could be decided at once."""
-
-    decisions: list[Decision]
-
-
-def packed(message: Exchange | Reply) -> bytes:
-    """As bytes: Ray's own pickler looks for code to ship and takes over twice the time."""
-    return pickle.dumps(message, protocol=5)
-
-
-def unpacked(message: bytes, kind: type[_Message]) -> _Message:
-    """What `packed` packed; both ends are processes of one cluster, which trust each other."""
-    told = pickle.loads(message)  # noqa: S301 - Ray unpickles all that its actors send, this too
-    assert isinstance(told, kind)
-    return told
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.sandbox import Sandbox, SandboxConfig
 from agentcloud.cluster.scheduler import SchedulerCore
-from agentcloud.cluster.scheduler_client import LocalScheduler
+from agentcloud.cluster.scheduler_local import LocalScheduler
 
 SMALL, LARGE = "claude-haiku-5-5", "claude-sonnet-5-5"
 

@@ -21,7 +21,7 @@ from agentcloud.cluster.errors import (
     Refused,
 )
 from agentcloud.cluster.sandbox import Fault, FaultKind, Sandbox
-from agentcloud.cluster.scheduler_client import LocalScheduler
+from agentcloud.cluster.scheduler_local import LocalScheduler
 from tests.agents.conftest import LARGE, SMALL
 
 

@@ -21,7 +21,7 @@ from agentcloud.cluster.errors import ContextTooLong, InvalidRequest, NoEndpoint
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.scheduler import SchedulerCore
-from agentcloud.cluster.scheduler_client import LocalScheduler
+from agentcloud.cluster.scheduler_local import LocalScheduler
 from tests.conftest import RunningReplica
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray]

@@ -21,7 +21,7 @@ from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.sandbox import Sandbox, SandboxConfig
 from agentcloud.cluster.scheduler import SchedulerCore
-from agentcloud.cluster.scheduler_client import LocalScheduler
+from agentcloud.cluster.scheduler_local import LocalScheduler
 
 T = TypeVar("T")
 

@@ -51,7 +51,7 @@ from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.hosted import HostedEndpoint
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.scheduler import SchedulerCore
-from agentcloud.cluster.scheduler_client import LocalScheduler
+from agentcloud.cluster.scheduler_local import LocalScheduler
 from tests.cluster.serving import fleet
 
 config = fleet(sys.argv[1], retry={"base_s": 0.01, "max_attempts": int(sys.argv[2])})
