@@ -46,7 +46,7 @@ PROMPT_LOSS_WEIGHT = 0.03
 LABEL_LOSS_WEIGHT = 5.0
 # Up to so much of a ticket's tokens are exchanged at random: a model that cannot rely on one word
 # weighs them all, and unknown wording is full of words it does not know.
-MOST_NOISE = 0.15
+MOST_NOISE = 0.05
 
 END = "<|im_end|>"
 PADDING = "<|endoftext|>"
