@@ -4,6 +4,9 @@
     python scripts/train_embedded.py --only triage-small --steps 200 --out /tmp/models
 
 Everything is made here: text (agentcloud.tasks.demo.corpus), tokenizer, weights.
+
+The weights that ship are of the fourth round (`--start-from DIR --round 4 --steps 2000`); the
+training wording was widened between rounds, so one run from nothing gives other, weaker ones.
 """
 
 import argparse

@@ -134,7 +134,7 @@ def test_the_chat_template_takes_turns_without_the_tools_they_used(folder: Path)
 
 
 def test_both_models_answer_tickets_far_better_than_chance() -> None:
-    tickets = list(generate(24, seed=11, wording="held-out"))
+    tickets = list(generate(48, seed=11, wording="held-out"))
     for name in EMBEDDED_MODELS:
         path = embedded_model_path(name)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -154,6 +154,6 @@ def test_both_models_answer_tickets_far_better_than_chance() -> None:
         # No grammar holds them here; an answer that is not JSON is a wrong one.
         true = [answer_of(ticket.expected) for ticket in tickets]
         right = [ours == expected for ours, expected in zip(texts, true, strict=True)]
-        assert sum(text.startswith('{"category":"') for text in texts) >= 0.8 * len(texts), name
+        assert sum(text.startswith('{"category":"') for text in texts) >= 0.95 * len(texts), name
         # Chance is 1 in 6 * 4 * 5 = 120.
-        assert sum(right) >= 0.4 * len(right), name
+        assert sum(right) >= 0.65 * len(right), name

@@ -41,7 +41,7 @@ def test_it_answers_from_both_models_and_leaves_nothing(tmp_path: Path) -> None:
     assert "a sandbox stands in for Anthropic" in err
 
     report = json.loads(out)
-    assert (report["done"], report["failed"]) == (TASKS, 0)
+    assert (report["tasks"]["done"], report["tasks"]["failed"]) == (TASKS, 0)
     small, large = report["accuracy"]
     assert small["answers"] == large["answers"] == TASKS
     assert min(small["accuracy"], large["accuracy"]) > 0.4  # by chance not one in fifty
