@@ -1,0 +1,101 @@
+"""Choosing: held against exhaustive search, and every reason against what it claims."""
+
+from __future__ import annotations
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentcloud.cluster.contracts import Policy
+from agentcloud.cluster.policy import TIME_WEIGHT, Candidate, choose, reason, runner_up, score_usd
+
+USD_PER_HOUR = 2.0
+POLICIES = st.sampled_from(list(Policy))
+CANDIDATES = st.lists(
+    st.builds(
+        Candidate,
+        name=st.sampled_from(["replica:small:0", "main/haiku", "other/haiku"]),
+        cost_usd=st.floats(0, 1),
+        wait_s=st.floats(0, 600),
+        service_s=st.floats(0, 600),
+        standing=st.just(""),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def scale(policy: Policy) -> float:
+    return USD_PER_HOUR * TIME_WEIGHT[policy] / 3600.0
+
+
+@given(CANDIDATES, POLICIES)
+def test_without_a_deadline_money_plus_time_is_least(
+    candidates: list[Candidate], policy: Policy
+) -> None:
+    chosen = choose(candidates, policy, None, USD_PER_HOUR)
+    scores = [score_usd(each, scale(policy)) for each in candidates]
+    assert scores[chosen] == min(scores)
+    assert chosen == scores.index(min(scores))
+
+
+@given(CANDIDATES, POLICIES, st.floats(0, 1200))
+def test_a_deadline_is_met_if_anything_can_meet_it(
+    candidates: list[Candidate], policy: Policy, left_s: float
+) -> None:
+    chosen = candidates[choose(candidates, policy, left_s, USD_PER_HOUR)]
+    in_time = [each for each in candidates if each.total_s <= left_s]
+    if not in_time:
+        assert chosen.total_s == min(each.total_s for each in candidates)
+        return
+    assert chosen in in_time
+    if policy is not Policy.LATENCY:
+        # The cheapest, but for ties: an hour in time counts a thousandth of one waited.
+        cheapest = min(each.cost_usd for each in in_time)
+        assert chosen.cost_usd <= cheapest + 1e-3 * scale(policy) * 1200 + 1e-12
+
+
+@given(CANDIDATES, POLICIES, st.none() | st.floats(0, 1200))
+def test_what_is_worse_in_everything_never_changes_the_choice(
+    candidates: list[Candidate], policy: Policy, left_s: float | None
+) -> None:
+    chosen = choose(candidates, policy, left_s, USD_PER_HOUR)
+    best = candidates[chosen]
+    worse = Candidate("worse", best.cost_usd + 0.01, best.wait_s + 1, best.service_s, "")
+    assert choose([*candidates, worse], policy, left_s, USD_PER_HOUR) == chosen
+
+
+@given(CANDIDATES, POLICIES)
+def test_the_runner_up_is_the_best_of_the_others(
+    candidates: list[Candidate], policy: Policy
+) -> None:
+    chosen = choose(candidates, policy, None, USD_PER_HOUR)
+    others = candidates[:chosen] + candidates[chosen + 1 :]
+    other = runner_up(candidates, chosen, policy, USD_PER_HOUR)
+    if not others:
+        assert other is None
+        return
+    assert other is not None
+    assert other in others
+    assert score_usd(other, scale(policy)) == min(score_usd(e, scale(policy)) for e in others)
+
+
+@given(CANDIDATES, POLICIES, st.none() | st.floats(1, 1200))
+def test_a_reason_claims_only_what_is_so(
+    candidates: list[Candidate], policy: Policy, left_s: float | None
+) -> None:
+    chosen = choose(candidates, policy, left_s, USD_PER_HOUR)
+    best = candidates[chosen]
+    other = runner_up(candidates, chosen, policy, USD_PER_HOUR)
+    text = reason(candidates, chosen, len(candidates), policy, left_s, "", other)
+    claim = text.split(":")[0]
+    if "cheapest" in claim and left_s is None:
+        assert best.cost_usd == min(each.cost_usd for each in candidates)
+    if "fastest" in claim:
+        assert best.total_s == min(each.total_s for each in candidates)
+    if left_s is not None:
+        assert ("will be missed" in claim) == (best.total_s > left_s and len(candidates) > 1)
+    assert ("only one able" in claim) == (len(candidates) == 1)
+    assert (other is None) == (";" not in text)
+    assert re.search(r"predicted [\d.e+-]+ s, \$\d", text)
