@@ -13,6 +13,7 @@ import ray
 
 from agentcloud.cluster import lifecycle
 from agentcloud.cluster.config import load_fleet
+from agentcloud.cluster.endpoints import check_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.lifecycle import RayInfo
 
@@ -46,6 +47,7 @@ def cluster_for_run(
             ray.shutdown()
         return
     config = load_fleet(fleet)
+    check_fleet(config, where=str(fleet))  # before seconds go into a Ray for nothing
     on_progress("starting Ray on this machine")
     try:
         info = lifecycle.start_local_ray(dashboard=dashboard)
