@@ -339,4 +339,9 @@ def _invalid(message: str, context_tokens: int) -> InvalidRequest:
     # vLLM tells a prompt that is too long by its wording alone.
     if "maximum context length" in message:
         return ContextTooLong(message, context_tokens=context_tokens)
+    if "structural tag" in message:
+        return InvalidRequest(
+            "tools: an input_schema is no JSON schema that an answer can be held to; mend it, or "
+            f"give the tool `strict: false` to have its input unchecked ({message})"
+        )
     return InvalidRequest(message)

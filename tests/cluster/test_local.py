@@ -137,6 +137,19 @@ async def test_a_cut_tool_call_comes_back_with_its_reason_and_usage(
             assert isinstance(block.input, dict)
 
 
+async def test_a_forced_tool_with_a_broken_schema_is_refused_by_name(
+    local_endpoint: LocalEndpoint,
+) -> None:
+    broken = {"type": "object", "properties": {"colour": {"type": "strin"}}}
+    call = message_call(
+        "broken-schema",
+        tools=[{"name": "paint", "description": "Paints.", "input_schema": broken}],
+        tool_choice={"type": "any"},
+    )
+    with pytest.raises(InvalidRequest, match=r"input_schema .* strict: false"):
+        await local_endpoint.create(call)
+
+
 async def test_of_several_calls_only_the_cut_one_is_not_whole(
     local_endpoint: LocalEndpoint,
 ) -> None:
