@@ -146,7 +146,7 @@ async def test_a_forced_tool_with_a_broken_schema_is_refused_by_name(
         tools=[{"name": "paint", "description": "Paints.", "input_schema": broken}],
         tool_choice={"type": "any"},
     )
-    with pytest.raises(InvalidRequest, match="input_schema .* `strict: false`"):
+    with pytest.raises(InvalidRequest, match=r"input_schema .* `strict: false`"):
         await local_endpoint.create(call)
 
 
