@@ -44,7 +44,7 @@ class Attempts:
         Raises:
             AttemptsExhausted: none remains.
         """
-        if not self.left:
+        if not self.take():
             because = f" (last error: {last})" if last else ""
             raise AttemptsExhausted(
                 f"no attempts left for {why}: the task's {self.limit} extra attempts are used; "
@@ -52,7 +52,6 @@ class Attempts:
                 attempts=self._used,
                 last=last,
             )
-        self._used += 1
 
     def take(self) -> bool:
         """Spend one extra attempt if one remains: how transport retries ask (`ExtraSends`)."""

@@ -14,8 +14,11 @@ from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import answer_text
 from agentcloud.agents.usage import Usage
-from agentcloud.cluster.contracts import Routing, StepRecorder
+from agentcloud.cluster.contracts import (
+    Routing,
+)
 from agentcloud.cluster.errors import BackendError
+from agentcloud.cluster.ports import StepRecorder
 
 
 class Calls:

@@ -25,8 +25,12 @@ from agentcloud.agents.structured import ask_structured, structure_last
 from agentcloud.agents.tools import Tool, index_tools
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.clock import Clock, SystemClock
-from agentcloud.cluster.contracts import BudgetState, Routing, StepRecorder
+from agentcloud.cluster.contracts import (
+    BudgetState,
+    Routing,
+)
 from agentcloud.cluster.errors import AgentError
+from agentcloud.cluster.ports import StepRecorder
 
 T = TypeVar("T", bound=BaseModel)
 Item = TypeVar("Item")

@@ -34,7 +34,10 @@ from agentcloud.cluster.contracts import (
     Timings,
     TokenUsage,
 )
-from agentcloud.cluster.scheduler import Granted, SchedulerCore
+from agentcloud.cluster.decisions import Granted
+from agentcloud.cluster.scheduler import (
+    SchedulerCore,
+)
 from bench import report
 
 WAITING: Final = 100_000

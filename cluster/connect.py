@@ -10,7 +10,6 @@ from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     RAY_NAMESPACE,
     SCHEDULER_NAME,
-    Endpoint,
     EndpointKind,
     EndpointSpec,
 )
@@ -18,6 +17,7 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.hosted import HostedEndpoint
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
+from agentcloud.cluster.ports import Endpoint
 from agentcloud.cluster.ray_session import connect_ray
 from agentcloud.cluster.scheduler_client import SchedulerClient
 

@@ -6,13 +6,13 @@ One currency: a request is the Anthropic Messages API's parameters (`Params`), a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from anthropic.types import Message, RawMessageStreamEvent
+from anthropic.types import Message
 
 #: Parameters of `POST /v1/messages`, JSON-able, without `stream`.
 Params = Mapping[str, Any]
@@ -302,43 +302,6 @@ class Answer:
     limit_headers: Mapping[str, str] = field(default_factory=dict)
 
 
-class Endpoint(Protocol):
-    """Something that serves calls. Raises `BackendError`s only; cancelling aborts the call."""
-
-    async def create(self, call: Call) -> Answer:
-        """Serve one call and wait for the whole answer."""
-        ...
-
-    def stream(self, call: Call) -> AsyncIterator[RawMessageStreamEvent]:
-        """Serve one call as the API's raw stream events."""
-        ...
-
-    async def count_tokens(self, params: Params) -> int:
-        """Tokens of the prompt, as this endpoint counts them."""
-        ...
-
-    async def close(self) -> None:
-        """Release connections; calls in flight are aborted."""
-        ...
-
-
-class SchedulerPort(Protocol):
-    """The scheduler as inference.py sees it (an actor, or the core itself in tests)."""
-
-    async def acquire(self, request: LeaseRequest) -> Lease:
-        """Wait for a lease.
-
-        Raises:
-            NoEndpoint: nothing can ever serve the request.
-            BudgetExceeded: the worst case would pass a cap.
-        """
-        ...
-
-    def settle(self, settlement: Settlement) -> None:
-        """Tell the truth about a lease; batched, never waits."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class BudgetState:
     """One budget of the tree, USD."""
@@ -348,23 +311,3 @@ class BudgetState:
     spent_usd: Decimal
     reserved_usd: Decimal
     unknown_usd: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One model call of a task: `answer` is its recorded answer, None when there is none yet."""
-
-    key: str
-    answer: Message | None = None
-
-
-class StepRecorder(Protocol):
-    """The answers of one task, recorded by content of the request and its occurrence number."""
-
-    async def begin(self, params: Params) -> Step:
-        """Name the next occurrence of this request and look its answer up."""
-        ...
-
-    async def done(self, step: Step, message: Message) -> None:
-        """Record the answer, its receipt included; it is durable when this returns."""
-        ...

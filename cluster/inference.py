@@ -22,13 +22,11 @@ from agentcloud.cluster.clock import Clock, SystemClock
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     Call,
-    Endpoint,
     EndpointKind,
     EndpointSpec,
     Lease,
     Params,
     Routing,
-    SchedulerPort,
 )
 from agentcloud.cluster.conversation import for_signer, mark_message, signer_of
 from agentcloud.cluster.errors import (
@@ -41,6 +39,7 @@ from agentcloud.cluster.gpu_share import GpuShare
 from agentcloud.cluster.inference_stream import InferenceStream
 from agentcloud.cluster.logs import bound_ids
 from agentcloud.cluster.message import RoutedMessage, with_receipt
+from agentcloud.cluster.ports import Endpoint, SchedulerPort
 from agentcloud.cluster.retry import Fail
 
 T = TypeVar("T")

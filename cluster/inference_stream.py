@@ -10,10 +10,16 @@ from anthropic.types import RawMessageStreamEvent, Usage
 
 from agentcloud.cluster.attempts import Attempts
 from agentcloud.cluster.clock import Clock
-from agentcloud.cluster.contracts import Params, Receipt, Routing, SchedulerPort, Timings
+from agentcloud.cluster.contracts import (
+    Params,
+    Receipt,
+    Routing,
+    Timings,
+)
 from agentcloud.cluster.conversation import mark_event
 from agentcloud.cluster.errors import BackendError, StreamBroken
 from agentcloud.cluster.fold import MessageFold
+from agentcloud.cluster.ports import SchedulerPort
 
 if TYPE_CHECKING:
     from agentcloud.cluster.inference import Inference, Opened

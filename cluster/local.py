@@ -83,8 +83,7 @@ class LocalEndpoint:
                 parcel = await inbox.get()
                 if not isinstance(parcel, Streamed):
                     raise self._failure(parcel)
-                for event in parcel.events:
-                    yield _EVENT.validate_json(event)
+                yield _EVENT.validate_json(parcel.event)
                 if parcel.timings is not None:
                     return
         finally:

@@ -183,7 +183,7 @@ class Replica:
             engine = self._running()
             if order.stream:
                 async for event, timings in engine.stream(call.params, call.call_id):
-                    outbox.put(Streamed(key, (event,), timings))
+                    outbox.put(Streamed(key, event, timings))
             else:
                 reply = await engine.create(call.params, call.call_id)
                 outbox.put(Answered(key, reply.message, reply.timings))

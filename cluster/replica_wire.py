@@ -30,10 +30,10 @@ class Answered(NamedTuple):
 
 
 class Streamed(NamedTuple):
-    """Events of a streamed call, each the JSON of one; `timings` marks the last ones."""
+    """An event of a streamed call, as JSON; `timings` marks the last one."""
 
     key: int
-    events: tuple[str, ...]
+    event: str
     timings: Timings | None = None
 
 

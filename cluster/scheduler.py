@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
@@ -20,11 +19,11 @@ from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     BudgetState,
     EndpointSpec,
-    Lease,
     LeaseRequest,
     LoadReport,
     Settlement,
 )
+from agentcloud.cluster.decisions import Decision, Granted, Refused
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint
 from agentcloud.cluster.leases import Expired, LeaseBook
@@ -38,31 +37,6 @@ from agentcloud.cluster.weighing import Choice, explain
 
 #: An endpoint that is down for so long is given up: those that wait for nothing else are refused.
 DOWN_PATIENCE_S: Final = 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """A request got its lease."""
-
-    lease: Lease
-    holder: str
-
-    @property
-    def call_id(self) -> str:
-        """The call it is for."""
-        return self.lease.call_id
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A request will never get a lease."""
-
-    call_id: str
-    holder: str
-    error: AgentCloudError
-
-
-Decision = Granted | Refused
 
 
 class SchedulerCore:

@@ -32,10 +32,13 @@ from agentcloud.cluster.contracts import (
     LeaseRequest,
     LoadReport,
 )
+from agentcloud.cluster.decisions import Decision
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
-from agentcloud.cluster.scheduler import Decision, SchedulerCore
+from agentcloud.cluster.scheduler import (
+    SchedulerCore,
+)
 from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
 
 HOLDER_TIMEOUT_S: Final = 15.0

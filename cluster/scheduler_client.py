@@ -26,8 +26,8 @@ from agentcloud.cluster.contracts import (
     LeaseRequest,
     Settlement,
 )
+from agentcloud.cluster.decisions import Decision, Granted
 from agentcloud.cluster.errors import ConnectionFailed
-from agentcloud.cluster.scheduler import Decision, Granted
 from agentcloud.cluster.scheduler_local import deliver, lease_of, unused
 from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
 

@@ -6,7 +6,10 @@ import asyncio
 from decimal import Decimal
 
 from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement, TokenUsage
-from agentcloud.cluster.scheduler import Decision, Granted, SchedulerCore
+from agentcloud.cluster.decisions import Decision, Granted
+from agentcloud.cluster.scheduler import (
+    SchedulerCore,
+)
 
 
 class LocalScheduler:

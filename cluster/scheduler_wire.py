@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agentcloud.cluster.contracts import LeaseRequest, Settlement
-from agentcloud.cluster.scheduler import Decision
+from agentcloud.cluster.decisions import Decision
 
 _Message = TypeVar("_Message")
 

@@ -10,7 +10,14 @@ from typing import Any
 
 from anthropic.types import Message
 
-from agentcloud.cluster.contracts import EndpointKind, Receipt, Routing, Step, Timings, TokenUsage
+from agentcloud.cluster.contracts import (
+    EndpointKind,
+    Receipt,
+    Routing,
+    Timings,
+    TokenUsage,
+)
+from agentcloud.cluster.ports import Step
 
 Reply = Message | Exception | Callable[[dict[str, Any]], Message]
 

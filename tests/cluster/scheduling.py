@@ -20,7 +20,10 @@ from agentcloud.cluster.contracts import (
     Timings,
     TokenUsage,
 )
-from agentcloud.cluster.scheduler import Granted, Refused, SchedulerCore
+from agentcloud.cluster.decisions import Granted, Refused
+from agentcloud.cluster.scheduler import (
+    SchedulerCore,
+)
 
 HAIKU = "claude-haiku-5-5"
 

@@ -14,11 +14,17 @@ import pytest
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, FakeClock, SystemClock
 from agentcloud.cluster.config import FleetConfig, parse_fleet
-from agentcloud.cluster.contracts import Endpoint, EndpointSpec, Lease, LeaseRequest, Settlement
+from agentcloud.cluster.contracts import (
+    EndpointSpec,
+    Lease,
+    LeaseRequest,
+    Settlement,
+)
 from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.hosted import HostedEndpoint
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
+from agentcloud.cluster.ports import Endpoint
 from agentcloud.cluster.sandbox import Sandbox, SandboxConfig
 from agentcloud.cluster.scheduler import SchedulerCore
 from agentcloud.cluster.scheduler_local import LocalScheduler

@@ -52,13 +52,16 @@ def test_it_answers_from_both_models_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_interrupted_it_keeps_what_is_done_and_leaves_nothing(tmp_path: Path) -> None:
     demo, mark = start(tmp_path, "--tasks", "2000", "--no-dashboard")
-    results = tmp_path.glob("*/results.jsonl")
-    assert wait_until(lambda: any(p.stat().st_size for p in tmp_path.glob("*/results.jsonl")), 300)
+
+    def results() -> list[Path]:
+        return list(tmp_path.glob("*/results.jsonl"))
+
+    assert wait_until(lambda: any(path.stat().st_size for path in results()), 300)
     demo.send_signal(signal.SIGINT)
     _, err = demo.communicate(timeout=100)
     assert marked_processes(_MARK, mark) == {}
     assert demo.returncode == 130, err
     assert "Traceback" not in err
-    (file,) = results
+    (file,) = results()
     done = [json.loads(line) for line in file.read_text().splitlines()]
     assert 0 < len(done) < 2000
