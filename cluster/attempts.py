@@ -28,10 +28,15 @@ from agentcloud.cluster.contracts import (
     Timings,
     TokenUsage,
 )
-from agentcloud.cluster.errors import BackendError, CallTimeout
+from agentcloud.cluster.errors import (
+    AgentCloudError,
+    BackendError,
+    CallTimeout,
+    RetriesSpent,
+)
 from agentcloud.cluster.gpu_share import GpuShare
 from agentcloud.cluster.prices import gpu_seconds_usd
-from agentcloud.cluster.retry import Decision, Elsewhere, Fail, decide, is_unusable
+from agentcloud.cluster.retry import Decision, Elsewhere, Fail, decide, is_paced, is_unusable
 from agentcloud.cluster.sizing import estimated_input_tokens, needs_of
 
 _ZERO = Decimal(0)
@@ -104,6 +109,7 @@ class Attempts:
         self._spent_usd = _ZERO
         self._spent_unknown = False
         self._rest_until_s: dict[str, float] = {}
+        self._last: BackendError | None = None
         self.attempt = 0
 
     def __repr__(self) -> str:
@@ -142,8 +148,20 @@ class Attempts:
             call_id=f"{self._call_id}.{self.attempt}",
             attempt=self.attempt,
             avoid=frozenset(self._rest_until_s),
+            paced=self._last is not None and is_paced(self._last),
             routing=replace(self._routing, deadline_s=left_s),
         )
+
+    def given_up(self, why: RetriesSpent) -> AgentCloudError:
+        """The error for the caller where the scheduler grants no further send."""
+        error = self._last
+        if error is None:
+            return why
+        # Counted already, though it was never sent.
+        error.sends = self.attempt - 1
+        error.message = f"{error.message}; not sent again: {why.message}"
+        error.args = (error.message,)
+        return error
 
     def rest_s(self, lease: Lease, now_s: float) -> float:
         """Seconds that a leased endpoint must still rest after failing this very call."""
@@ -221,6 +239,7 @@ class Attempts:
             error.endpoint = endpoint.name
         # A local failure costs nothing; a hosted answer that was lost may have cost its worst.
         unknown = error.maybe_paid and endpoint.kind is EndpointKind.HOSTED
+        self._last = error
         self._spent_unknown = self._spent_unknown or unknown
         decision = decide(
             error,

@@ -170,12 +170,19 @@ class Retry(_Section):
         base_s: first backoff; doubles each time, with full jitter.
         max_backoff_s: the longest backoff of our own; a server's `retry-after` is obeyed in full.
         timeout_s: the longest one send may take.
+        ratio: sends after a call's first one that an endpoint may be given, as a share of the
+            first sends that it was given: what keeps an outage from becoming a storm. When it is
+            used up, a failed call gives its error to the caller instead of being sent again.
+        allowance: such sends beyond the share, for low traffic and for one wave of failures;
+            they are earned back at the same share.
     """
 
     max_attempts: PositiveInt = 4
     base_s: PositiveFloat = 0.5
     max_backoff_s: PositiveFloat = 30.0
     timeout_s: PositiveFloat = 600.0
+    ratio: Annotated[float, Field(ge=0, le=10)] = 0.2
+    allowance: Annotated[int, Field(ge=0)] = 100
 
 
 class Health(_Section):

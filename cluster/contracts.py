@@ -151,6 +151,7 @@ class LeaseRequest:
         holder: the process that asks; its leases end with it.
         cache_ttl: the longest `cache_control` mark of the request, whose writes cost most; None:
             it has none.
+        paced: a later send that is not charged to the retry quota, see `retry.is_paced`.
     """
 
     call_id: str
@@ -163,6 +164,7 @@ class LeaseRequest:
     avoid: frozenset[str] = frozenset()
     holder: str = ""
     cache_ttl: Literal["5m", "1h"] | None = "1h"
+    paced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

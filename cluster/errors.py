@@ -203,6 +203,10 @@ class NoEndpoint(AgentCloudError):
         self.why = dict(why or {})
 
 
+class RetriesSpent(NoEndpoint):
+    """A failed call is not sent again: its endpoints were given their share of later sends."""
+
+
 class BudgetExceeded(AgentCloudError):
     """A reservation would pass a cap; `scope` names whose."""
 

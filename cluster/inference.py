@@ -25,6 +25,7 @@ from agentcloud.cluster.contracts import (
     EndpointKind,
     EndpointSpec,
     Lease,
+    LeaseRequest,
     Params,
     Routing,
 )
@@ -34,6 +35,7 @@ from agentcloud.cluster.errors import (
     CallTimeout,
     InvalidRequest,
     NoEndpoint,
+    RetriesSpent,
 )
 from agentcloud.cluster.gpu_share import GpuShare
 from agentcloud.cluster.inference_stream import InferenceStream
@@ -209,18 +211,10 @@ class Inference:
         """Wait for the next send's lease and make the send ready."""
         asked_s = self._clock.now()
         request = run.next_request(asked_s)
-        left_s = request.routing.deadline_s
-        if left_s is None:
-            lease = await self._scheduler.acquire(request)
-        else:
-            try:
-                async with asyncio.timeout(left_s):
-                    lease = await self._scheduler.acquire(request)
-            except TimeoutError:
-                raise CallTimeout(
-                    f"no endpoint was free within {left_s:.3g} s; give more time or add capacity",
-                    timeout_s=left_s,
-                ) from None
+        try:
+            lease = await self._acquired(request)
+        except RetriesSpent as why:
+            raise run.given_up(why) from why
         try:
             if rest_s := run.rest_s(lease, self._clock.now()):
                 await self._clock.sleep(rest_s)
@@ -228,6 +222,19 @@ class Inference:
         except BaseException:
             self._scheduler.settle(run.unsent(lease))
             raise
+
+    async def _acquired(self, request: LeaseRequest) -> Lease:
+        left_s = request.routing.deadline_s
+        if left_s is None:
+            return await self._scheduler.acquire(request)
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._scheduler.acquire(request)
+        except TimeoutError:
+            raise CallTimeout(
+                f"no endpoint was free within {left_s:.3g} s; give more time or add capacity",
+                timeout_s=left_s,
+            ) from None
 
     def _ready(self, run: Attempts, lease: Lease, params: Params, asked_s: float) -> Opened:
         spec = lease.endpoint

@@ -65,6 +65,16 @@ def is_unusable(error: BaseException) -> bool:
     return isinstance(error, BackendError) and classify(error) in UNUSABLE_KINDS
 
 
+def is_paced(error: BackendError) -> bool:
+    """Whether sending the call again cannot feed a storm, so that no retry quota is charged.
+
+    Two cases: a rate limit (nothing was worked on, and the scheduler itself holds the account back
+    for as long as it was told), and a replica that is gone (its calls move to others, which takes
+    the place of the load it had).
+    """
+    return isinstance(error, ReplicaLost) or classify(error) == RATE_LIMIT_KIND
+
+
 def classify(error: BackendError) -> str:
     """The error's type as one of the kinds above; an unknown type is judged by its status."""
     kind = error.kind

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -25,12 +26,13 @@ from agentcloud.cluster.contracts import (
 )
 from agentcloud.cluster.decisions import Decision, Granted, Refused
 from agentcloud.cluster.dispatch import Dispatcher
-from agentcloud.cluster.errors import AgentCloudError, NoEndpoint
+from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, RetriesSpent
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.registry import Pricer, Registry
+from agentcloud.cluster.retry_quota import RetryQuotas
 from agentcloud.cluster.standing import Totals, overview
 from agentcloud.cluster.waiting import Waiter
 from agentcloud.cluster.weighing import Choice, explain
@@ -72,6 +74,7 @@ class SchedulerCore:
         self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
         self._dispatcher = Dispatcher(self._registry, self._conclude, self._refuse_unable)
         self._waiters: dict[str, Waiter] = {}
+        self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._parking = Parking()
         self._decisions: list[Decision] = []
         self._seq = 0
@@ -88,6 +91,7 @@ class SchedulerCore:
         """Take another fleet.yaml and its prices."""
         self._registry.configure(config, pricer)
         self._budgets.open((), config.fleet_budget_usd)
+        self._quotas.configure(config.retry.ratio, config.retry.allowance)
 
     def register(self, specs: Iterable[EndpointSpec]) -> None:
         """Add endpoints, or bring them back with a clean record."""
@@ -264,6 +268,9 @@ class SchedulerCore:
             "waiting_for_budget": len(self._parking),
             "inflight": self.inflight,
             "refused": self._refused,
+            "later_sends_left": {
+                name: self._quotas.left(name) for name in self._registry.endpoints
+            },
             "stale_settlements": self._leases.stale_settlements,
         }
 
@@ -291,6 +298,10 @@ class SchedulerCore:
         if obstacle is not None:
             self._blocked_by_money(waiter, obstacle, worst)
             return True
+        later = request.attempt > 1 and not request.paced
+        if later and not self._quotas.has(choice.best.name):
+            self._blocked_by_quota(waiter, choice.best.name)
+            return True
         now_s = self._clock.now()
         value_usd = self._registry.usd_per_hour_waited
         assert waiter.group is not None
@@ -300,6 +311,10 @@ class SchedulerCore:
         lease = self._leases.grant(
             request, choice, worst, why, waiter.submitted_s, lifetime_s, now_s
         )
+        if later:
+            self._quotas.later(lease.endpoint.name)
+        elif request.attempt == 1:
+            self._quotas.first(lease.endpoint.name)
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
         return True
@@ -336,6 +351,17 @@ class SchedulerCore:
             self._parking.park(node, waiter, worst)
         else:
             self._refuse(waiter, exceeded(node))
+
+    def _blocked_by_quota(self, waiter: Waiter, name: str) -> None:
+        # Two cases: another endpoint may do (this one is avoided, which is a wish), or it is
+        # chosen a second time, because nothing else is answering.
+        self._dispatcher.remove(waiter)
+        if name in waiter.spent:
+            self._refuse(waiter, RetriesSpent(self._quotas.tell(name), why={name: "retry quota"}))
+            return
+        waiter.spent |= {name}
+        waiter.request = replace(waiter.request, avoid=waiter.request.avoid | {name})
+        self._dispatcher.add(waiter)
 
     def _unpark(self, *, everything: bool = False) -> None:
         """Money came back: those who waited for it try again, before later ones."""

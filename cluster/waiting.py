@@ -19,6 +19,7 @@ class Waiter:
     Attributes:
         seq: order of submission.
         deadline_s: clock time by which the answer should be whole, None without a deadline.
+        spent: endpoints whose retry quota was used up when it was their turn.
     """
 
     request: LeaseRequest
@@ -30,6 +31,7 @@ class Waiter:
     free_only: bool = False
     decided: bool = False
     group: Group | None = None
+    spent: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
