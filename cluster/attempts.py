@@ -211,6 +211,7 @@ class Attempts:
             usage=tokens,
             timings=full,
             spent_elsewhere_usd=self._spent_usd,
+            fallback_from=lease.fallback_from,
         )
         settlement = Settlement(
             lease_id=lease.lease_id,

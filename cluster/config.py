@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from agentcloud.cluster.chains import chains
 from agentcloud.cluster.contracts import Policy
 from agentcloud.cluster.errors import ConfigError
 
@@ -207,6 +208,8 @@ class FleetConfig(_Section):
         aliases: model names (globs) -> tier or model, for unchanged programs.
         policy: `cost`, `balanced` or `latency`.
         fleet_budget_usd: cap over everything; null: none.
+        fallbacks: tier or model -> where its calls go when nothing of it can serve them: all is
+            ruled out, down, or has failed this very call. In this order, and on from there.
         retry: the transport retry loop.
         health: when a replica counts as dead.
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
@@ -219,6 +222,7 @@ class FleetConfig(_Section):
     accounts: dict[str, Account] = {}
     hosted: dict[str, HostedModel] = {}
     aliases: dict[str, str] = {}
+    fallbacks: dict[str, list[str]] = {}
     policy: Policy = Policy.BALANCED
     fleet_budget_usd: Usd | None = None
     retry: Retry = Retry()
@@ -238,6 +242,7 @@ class FleetConfig(_Section):
                 )
         if both := set(self.models) & set(self.hosted):
             raise ValueError(f"{', '.join(sorted(both))}: named under both `models:` and `hosted:`")
+        chains(self.fallbacks)
         return self
 
     def resolve(self, model: str) -> str:

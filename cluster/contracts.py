@@ -126,6 +126,8 @@ class Routing:
         timeout_s: the longest one send may take; None: fleet.yaml's.
         extra_sends: what every send after the first is taken from, beside `max_attempts`; it stays
             in the caller's process.
+        fallback: whether another tier may serve where nothing of the asked-for one can; None: as
+            fleet.yaml's `fallbacks:` say.
     """
 
     tier: str | None = None
@@ -138,6 +140,7 @@ class Routing:
     max_attempts: int | None = None
     timeout_s: float | None = None
     extra_sends: ExtraSends | None = None
+    fallback: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +181,7 @@ class Lease:
         predicted_total_s: prediction of the whole call, seconds; None: no data yet.
         queued_s: how long the request waited at the scheduler.
         expires_in_s: seconds after which an unsettled lease is charged as unknown.
+        fallback_from: the tier or model that was meant to serve and could not; None: it does.
     """
 
     lease_id: str
@@ -189,6 +193,7 @@ class Lease:
     predicted_total_s: float | None
     queued_s: float
     expires_in_s: float
+    fallback_from: str | None = None
 
 
 class Outcome(StrEnum):
@@ -271,6 +276,8 @@ class Receipt:
         timings: time split into queue, first token and generation.
         spent_elsewhere_usd: part of the cost that failed attempts took.
         cached: answered by the response cache or a recorded step.
+        fallback_from: the tier or model that was meant to serve and could not (`reason` says
+            why); None: it did.
     """
 
     call_id: str
@@ -284,6 +291,7 @@ class Receipt:
     timings: Timings
     spent_elsewhere_usd: Decimal = Decimal(0)
     cached: bool = False
+    fallback_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

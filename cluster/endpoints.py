@@ -83,7 +83,26 @@ def check_fleet(config: FleetConfig, *, where: str = "fleet.yaml") -> None:
         check_model_folder(model_folder(model.path), f"{where}: models.{name}.path")
     for name in {hosted.account for hosted in config.hosted.values()}:
         config.accounts[name].key(f"{where}: accounts.{name}")
-    hosted_specs(config)
+    check_fallbacks(config, where=where)
+
+
+def check_fallbacks(config: FleetConfig, *, where: str = "fleet.yaml") -> None:
+    """See that `fallbacks:` names only what there is.
+
+    Raises:
+        ConfigError: a name is no tier and no model of this fleet.
+    """
+    specs = hosted_specs(config)
+    known = {model.tier for model in config.models.values()} | {spec.tier for spec in specs}
+    known |= config.models.keys() | config.hosted.keys()
+    for name, after in config.fallbacks.items():
+        for each in (name, *after):
+            if each not in known:
+                raise ConfigError(
+                    f"{each!r} is no tier or model of this fleet (there are: "
+                    f"{', '.join(sorted(known))}); take it out or add a model of it",
+                    where=f"{where}: fallbacks.{name}",
+                )
 
 
 def _hosted_spec(entry: HostedEntry, hosted: HostedModel, config: FleetConfig) -> EndpointSpec:

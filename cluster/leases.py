@@ -90,6 +90,7 @@ class LeaseBook:
         submitted_s: float,
         lifetime_s: float,
         now_s: float,
+        fallback_from: str | None = None,
     ) -> Lease:
         """Take slot, limits and money for the chosen endpoint.
 
@@ -122,6 +123,7 @@ class LeaseBook:
             estimate.total_s if estimate.known else None,
             now_s - submitted_s,
             lifetime_s,
+            fallback_from,
         )
         granted = Granted(
             lease,

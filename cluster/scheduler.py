@@ -27,6 +27,7 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.decisions import Decision, Granted, Refused
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, RetriesSpent
+from agentcloud.cluster.fallback import Fallbacks
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
@@ -74,6 +75,8 @@ class SchedulerCore:
         self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
         self._dispatcher = Dispatcher(self._registry, self._conclude, self._refuse_unable)
         self._waiters: dict[str, Waiter] = {}
+        self._fallbacks = Fallbacks(self._registry, config.fallbacks)
+        self._silent: dict[str, float] = {}
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._parking = Parking()
         self._decisions: list[Decision] = []
@@ -92,17 +95,23 @@ class SchedulerCore:
         self._registry.configure(config, pricer)
         self._budgets.open((), config.fleet_budget_usd)
         self._quotas.configure(config.retry.ratio, config.retry.allowance)
+        self._fallbacks.configure(config.fallbacks)
+        self._retarget()
 
     def register(self, specs: Iterable[EndpointSpec]) -> None:
         """Add endpoints, or bring them back with a clean record."""
         now_s = self._clock.now()
         for spec in specs:
             self._dispatcher.freed(self._registry.register(spec, now_s).cls)
+            self._silent.pop(spec.name, None)
+        self._retarget()
 
     def unregister(self, names: Iterable[str]) -> None:
         """Forget endpoints; requests that nothing else can serve are refused."""
         for name in names:
             self._registry.unregister(name, self._clock.now())
+            self._silent.pop(name, None)
+        self._retarget()
 
     def report_load(self, loads: Mapping[str, LoadReport]) -> None:
         """Take load reports in; their `at_s` is overwritten by this clock."""
@@ -131,6 +140,7 @@ class SchedulerCore:
         if state is not None:
             self._dispatcher.at(now_s + DOWN_PATIENCE_S, self._give_up, state)
             self._dispatcher.freed_all()
+            self._retarget()
 
     # -- budgets
 
@@ -164,13 +174,17 @@ class SchedulerCore:
         now_s = self._clock.now()
         deadline_s = request.routing.deadline_s
         self._seq += 1
+        asked = self._registry.target(request)
+        target = self._fallbacks.choose(request, asked, now_s)
         waiter = Waiter(
             request,
             self._seq,
             now_s,
             None if deadline_s is None else now_s + deadline_s,
-            self._registry.target(request),
+            target.name,
             request.routing.policy or self.config.policy,
+            asked=asked,
+            why_target=target.why,
         )
         self._waiters[request.call_id] = waiter
         self._dispatcher.add(waiter)
@@ -195,6 +209,8 @@ class SchedulerCore:
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
+            if self._fallbacks:
+                self._heard_of(ended.state)
         if self._parking:
             self._unpark()
         return ended
@@ -306,10 +322,20 @@ class SchedulerCore:
         value_usd = self._registry.usd_per_hour_waited
         assert waiter.group is not None
         why = explain(choice, waiter.group, waiter, now_s, value_usd)
+        if waiter.is_fallback:
+            why = f"fallback from {waiter.asked} ({waiter.why_target}): {why}"
         timeout_s = request.routing.timeout_s or self.config.retry.timeout_s
         lifetime_s = timeout_s + self.config.lease_timeout_s
+        probes = choice.state is not None and not choice.state.circuit.is_answering
         lease = self._leases.grant(
-            request, choice, worst, why, waiter.submitted_s, lifetime_s, now_s
+            request,
+            choice,
+            worst,
+            why,
+            waiter.submitted_s,
+            lifetime_s,
+            now_s,
+            waiter.asked if waiter.is_fallback else None,
         )
         if later:
             self._quotas.later(lease.endpoint.name)
@@ -317,6 +343,9 @@ class SchedulerCore:
             self._quotas.first(lease.endpoint.name)
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
+        if probes:
+            # Those that came for the same chance need not wait for what it shows.
+            self._retarget()
         return True
 
     def _worst_case_usd(self, request: LeaseRequest, local: bool, model: str) -> Decimal | None:
@@ -330,11 +359,18 @@ class SchedulerCore:
         )
 
     def _blocked_by_money(self, waiter: Waiter, node: BudgetNode, worst: Decimal) -> None:
-        # Four cases: a free endpoint is able (wait for that one alone), the price is unknown
-        # under a cap (refuse), calls in flight hold money that may come back (wait for their
+        # Five cases: another tier than the asked-for one is too dear (wait for what was asked
+        # for), a free endpoint is able (wait for that one alone), the price is unknown under a
+        # cap (refuse), calls in flight hold money that may come back (wait for their
         # settlements), or it can never fit (refuse).
         request = waiter.request
         self._dispatcher.remove(waiter)
+        if waiter.is_fallback and self._registry.options(
+            request, waiter.asked, free_only=waiter.free_only
+        ):
+            waiter.target = waiter.asked
+            self._dispatcher.add(waiter)
+            return
         free = self._registry.options(request, waiter.target, free_only=True)
         if free and not waiter.free_only:
             waiter.free_only = True
@@ -361,6 +397,7 @@ class SchedulerCore:
             return
         waiter.spent |= {name}
         waiter.request = replace(waiter.request, avoid=waiter.request.avoid | {name})
+        self._moves(waiter)
         self._dispatcher.add(waiter)
 
     def _unpark(self, *, everything: bool = False) -> None:
@@ -369,7 +406,40 @@ class SchedulerCore:
             self._dispatcher.add(waiter, first=True)
 
     def _refuse_unable(self, waiter: Waiter) -> None:
-        self._refuse(waiter, self._registry.refusal(waiter.request, waiter.target))
+        if self._moves(waiter):
+            self._dispatcher.add(waiter)
+            return
+        error = self._registry.refusal(waiter.request, waiter.asked)
+        if chain := self._fallbacks.chain(waiter.request, waiter.asked):
+            said = f"{error}; nor can what it falls back to: {', '.join(chain)}"
+            error = NoEndpoint(said, why=error.why)
+        self._refuse(waiter, error)
+
+    def _moves(self, waiter: Waiter) -> bool:
+        """Choose a request's tier anew; whether it is another than before."""
+        before = waiter.target
+        target = self._fallbacks.choose(waiter.request, waiter.asked, self._clock.now())
+        waiter.target, waiter.why_target = target.name, target.why
+        return waiter.target != before
+
+    def _retarget(self) -> None:
+        """Endpoints came, went, or stopped answering: requests that wait choose tiers anew."""
+        if not self._fallbacks:
+            return
+        for waiter in list(self._waiters.values()):
+            # Those that wait for money are in no group.
+            if waiter.group is not None and self._moves(waiter):
+                self._dispatcher.remove(waiter)
+                self._dispatcher.add(waiter)
+
+    def _heard_of(self, state: EndpointState) -> None:
+        """Let requests choose anew when an endpoint stops answering, once a cooldown."""
+        name, circuit = state.spec.name, state.circuit
+        if circuit.is_answering:
+            self._silent.pop(name, None)
+        elif self._silent.get(name) != circuit.until_s:
+            self._silent[name] = circuit.until_s
+            self._retarget()
 
     def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
         self._refused += 1

@@ -19,6 +19,8 @@ class Waiter:
     Attributes:
         seq: order of submission.
         deadline_s: clock time by which the answer should be whole, None without a deadline.
+        target: tier or model it waits for; another than `asked` where that cannot serve it.
+        why_target: why it is another, in words.
         spent: endpoints whose retry quota was used up when it was their turn.
     """
 
@@ -32,6 +34,13 @@ class Waiter:
     decided: bool = False
     group: Group | None = None
     spent: frozenset[str] = frozenset()
+    asked: str = ""
+    why_target: str = ""
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether it waits for another tier than it was meant for."""
+        return self.target != self.asked
 
 
 @dataclass(frozen=True, slots=True)
