@@ -12,11 +12,12 @@ from aiohttp import web
 from pydantic import PositiveInt, ValidationError
 from pydantic_core import to_json
 
+from agentcloud.cluster.sandbox.batches import PATH, Batches
 from agentcloud.cluster.sandbox.calls import CallRecord
 from agentcloud.cluster.sandbox.core import SandboxCore
 from agentcloud.cluster.sandbox.delivery import Delivery
 from agentcloud.cluster.sandbox.errors import ApiError, invalid
-from agentcloud.cluster.sandbox.faults import FAULT_HEADER, first_problem
+from agentcloud.cluster.sandbox.faults import FAULT_HEADER, error_of, first_problem
 from agentcloud.cluster.sandbox.listing import list_models, model_info
 from agentcloud.cluster.sandbox.settings import Fault
 
@@ -38,9 +39,12 @@ class SandboxApp:
     def __init__(self, core: SandboxCore) -> None:
         self._core = core
         self._delivery = Delivery(core)
+        self.batches = Batches(core)
         self._routes: dict[tuple[str, str], _Handler] = {
             ("POST", "/v1/messages"): self._messages,
             ("POST", "/v1/messages/count_tokens"): self._count_tokens,
+            ("POST", PATH): self._create_batch,
+            ("GET", PATH): self._list_batches,
             ("GET", "/v1/models"): self._models,
             ("GET", "/sandbox/state"): self._state,
             ("POST", "/sandbox/reset"): self._reset,
@@ -55,6 +59,8 @@ class SandboxApp:
                 return await handler(request)
             if request.method == "GET" and request.path.startswith("/v1/models/"):
                 return self._model(request)
+            if request.path.startswith(f"{PATH}/"):
+                return self._batch(request)
             raise ApiError("not_found_error", "Not Found")
         except ApiError as error:
             return _error_response(error, self._core.new_id("req"))
@@ -85,7 +91,7 @@ class SandboxApp:
     ) -> web.StreamResponse:
         """Let `answer` answer, and remember the call and how it ended."""
         account = self._account(request)
-        body = await self._read(request)
+        body = await self._read(request, self._core.config.max_body_bytes)
         record = CallRecord(
             number=0,
             at_s=self._core.wall_s(),
@@ -134,13 +140,58 @@ class SandboxApp:
             raise invalid("anthropic-version", "header is required")
         return hashlib.sha256(key.encode()).hexdigest()[:12]
 
-    async def _read(self, request: web.BaseRequest) -> bytes:
+    async def _read(self, request: web.BaseRequest, limit_bytes: int | None = None) -> bytes:
+        too_large = ApiError(
+            "request_too_large", "Request exceeds the maximum allowed number of bytes."
+        )
+        if limit_bytes is not None and (request.content_length or 0) > limit_bytes:
+            raise too_large
         try:
-            return await request.read()
+            body = await request.read()
         except web.HTTPRequestEntityTooLarge as error:
-            raise ApiError(
-                "request_too_large", "Request exceeds the maximum allowed number of bytes."
-            ) from error
+            raise too_large from error
+        if limit_bytes is not None and len(body) > limit_bytes:
+            raise too_large
+        return body
+
+    async def _create_batch(self, request: web.BaseRequest) -> web.StreamResponse:
+        account = self._account(request)
+        body = await self._read(request)
+        fault = self._core.faults.next("*", request.headers.get(FAULT_HEADER), at="batch")
+        if fault is not None and (error := error_of(fault, stream=False)) is not None:
+            raise error
+        batch = await self.batches.create(body, account)
+        if fault is not None and request.transport is not None:
+            # The batch is made, and nobody is told its id.
+            request.transport.close()
+            raise ConnectionResetError("cut by a sandbox fault")
+        return _json_response(batch.as_dict(_url(request)), self._core.new_id("req"))
+
+    async def _list_batches(self, request: web.BaseRequest) -> web.StreamResponse:
+        page = self.batches.page(self._account(request), request.query, _url(request))
+        return _json_response(page, self._core.new_id("req"))
+
+    def _batch(self, request: web.BaseRequest) -> web.StreamResponse:
+        batch_id, _, what = request.path.removeprefix(f"{PATH}/").partition("/")
+        batch = self.batches.get(batch_id, self._account(request))
+        asked = (request.method, what)
+        if asked == ("GET", "results"):
+            return web.Response(
+                body=self.batches.results(batch), content_type="application/x-jsonl"
+            )
+        if asked == ("DELETE", ""):
+            self.batches.delete(batch)
+            deleted = {"id": batch.id, "type": "message_batch_deleted"}
+            return _json_response(deleted, self._core.new_id("req"))
+        if asked == ("POST", "cancel"):
+            self.batches.cancel(batch)
+        elif asked != ("GET", ""):
+            raise ApiError("not_found_error", "Not Found")
+        return _json_response(batch.as_dict(_url(request)), self._core.new_id("req"))
+
+    async def stop(self) -> None:
+        """Stop working on batches."""
+        await self.batches.stop()
 
     async def _models(self, request: web.BaseRequest) -> web.StreamResponse:
         self._account(request)
@@ -158,10 +209,12 @@ class SandboxApp:
     async def _state(self, request: web.BaseRequest) -> web.StreamResponse:
         last = request.query.get("last", "")
         state = self._core.state(int(last) if last.isdecimal() else None)
+        state["batches"] = self.batches.state()
         return _json_response(state, self._core.new_id("req"))
 
     async def _reset(self, request: web.BaseRequest) -> web.StreamResponse:
         self._core.reset()
+        self.batches.reset()
         return _json_response({}, self._core.new_id("req"))
 
     async def _add_fault(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -171,6 +224,10 @@ class SandboxApp:
             raise invalid("fault", first_problem(error)) from error
         self._core.faults.add(Fault(**queued.model_dump(exclude={"count"})), queued.count)
         return _json_response({"queued": self._core.faults.queued}, self._core.new_id("req"))
+
+
+def _url(request: web.BaseRequest) -> str:
+    return f"{request.scheme}://{request.host}"
 
 
 def _json_response(value: Any, request_id: str) -> web.Response:

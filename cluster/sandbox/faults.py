@@ -6,6 +6,7 @@ import fnmatch
 from collections import deque
 from collections.abc import Sequence
 from random import Random
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -61,25 +62,27 @@ class FaultBox:
         """Strike the next `count` calls to the fault's models."""
         self._queue.extend([fault] * count)
 
-    def next(self, model: str, header: str | None) -> Fault | None:
+    def next(
+        self, model: str, header: str | None, at: Literal["answer", "batch"] = "answer"
+    ) -> Fault | None:
         """The fault of one call.
 
         Raises:
             ApiError: the header cannot be read.
         """
-        by_rule = self._by_rule(model)
+        by_rule = self._by_rule(model, at)
         if header:
             return parse_fault(header)
         for fault in self._queue:
-            if fnmatch.fnmatchcase(model, fault.model):
+            if fault.at == at and fnmatch.fnmatchcase(model, fault.model):
                 self._queue.remove(fault)
                 return fault
         return by_rule
 
-    def _by_rule(self, model: str) -> Fault | None:
+    def _by_rule(self, model: str, at: str) -> Fault | None:
         struck: Fault | None = None
         for index, rule in enumerate(self._rules):
-            if not fnmatch.fnmatchcase(model, rule.model):
+            if rule.at != at or not fnmatch.fnmatchcase(model, rule.model):
                 continue
             self._seen[index] += 1
             number = self._seen[index]

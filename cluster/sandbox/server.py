@@ -49,6 +49,7 @@ class Sandbox:
         self._host = host
         self._port = port
         self._runner: web.ServerRunner | None = None
+        self._app: SandboxApp | None = None
         self._url: str | None = None
 
     def __repr__(self) -> str:
@@ -72,11 +73,14 @@ class Sandbox:
 
     def state(self) -> dict[str, Any]:
         """What GET /sandbox/state answers."""
-        return self.core.state()
+        state = self.core.state()
+        return state | {"batches": self._app.batches.state()} if self._app else state
 
     def reset(self) -> None:
-        """Full buckets, an empty cache, no queued fault, no remembered call."""
+        """Full buckets, an empty cache, no queued fault, no remembered call or batch."""
         self.core.reset()
+        if self._app is not None:
+            self._app.batches.reset()
 
     def add_fault(self, fault: Fault, count: int = 1) -> None:
         """Strike the next `count` calls."""
@@ -88,7 +92,7 @@ class Sandbox:
         Raises:
             ConfigError: the port is in use, or the address is not this machine's.
         """
-        limit_bytes = self.core.config.max_body_bytes
+        limit_bytes = max(self.core.config.max_body_bytes, self.core.config.batches.max_bytes)
         loop = asyncio.get_running_loop()
 
         def make_request(
@@ -99,8 +103,9 @@ class Sandbox:
                 message, payload, protocol, writer, task, loop, client_max_size=limit_bytes
             )
 
+        app = SandboxApp(self.core)
         server = web.Server(
-            SandboxApp(self.core).handle,
+            app.handle,
             request_factory=make_request,
             # A client that goes away ends its call, as it does at the real API.
             handler_cancellation=True,
@@ -116,13 +121,15 @@ class Sandbox:
                 f"the sandbox cannot listen on {self._host}:{self._port} "
                 f"({error.strerror or error}); choose another port, or 0 for a free one"
             ) from error
-        self._runner = runner
+        self._runner, self._app = runner, app
         host, port = runner.addresses[0][:2]
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def stop(self) -> None:
         """Stop listening and end every call; harmless when it does not run."""
         runner, self._runner, self._url = self._runner, None, None
+        if self._app is not None:
+            await self._app.stop()
         if runner is not None:
             await runner.cleanup()
 

@@ -114,6 +114,7 @@ class FaultKind(StrEnum):
     MALFORMED_SSE = "malformed_sse"
     SLOW_FIRST_TOKEN = "slow_first_token"  # noqa: S105 - a fault's name
     REFUSAL = "refusal"
+    EXPIRED = "expired"
     MAX_TOKENS = "max_tokens"
 
 
@@ -129,6 +130,9 @@ class Fault(_Settings):
         delay_s: how long `slow_first_token` waits; for the hangs None is forever.
         error_type: error of `stream_error`.
         model: glob of the models concerned.
+        at: what it strikes: `answer`, a call or a request of a batch; `batch`, the creation of a
+            batch (an error, or a cut connection after the batch was made). `expired` shows in
+            batches alone.
     """
 
     kind: FaultKind
@@ -139,6 +143,7 @@ class Fault(_Settings):
         "overloaded_error"
     )
     model: str = "*"
+    at: Literal["answer", "batch"] = "answer"
 
 
 class FaultRule(Fault):
@@ -155,6 +160,22 @@ class FaultRule(Fault):
     every: PositiveInt | None = None
 
 
+class BatchSettings(_Settings):
+    """How message batches go.
+
+    Attributes:
+        takes_s: from the creation of a batch until it is worked off.
+        expires_s: a batch that takes as long expires.
+        max_requests: larger batches get 413.
+        max_bytes: larger ones too.
+    """
+
+    takes_s: Seconds = 0.0
+    expires_s: Annotated[float, Field(gt=0)] = 86400.0
+    max_requests: PositiveInt = 100_000
+    max_bytes: PositiveInt = 256_000_000
+
+
 class SandboxConfig(_Settings):
     """Everything about a sandbox.
 
@@ -164,6 +185,7 @@ class SandboxConfig(_Settings):
         aliases: further names -> a name in `models`. Unconfigured names are not found.
         limits: by model family or `*`. Every account (key) has its own.
         latency: by glob of model names; the first that matches holds.
+        batches: how long message batches take, how large they may be.
         faults: by chance or by plan; see also POST /sandbox/faults and `x-sandbox-fault`.
         seed: of faults' chances and latency's jitter.
         answer_tokens: length of a synthetic text answer, in tokens.
@@ -179,6 +201,7 @@ class SandboxConfig(_Settings):
     aliases: Mapping[str, str] = Field(default_factory=dict)
     limits: Mapping[str, RateLimits] = Field(default_factory=dict)
     latency: Mapping[str, Latency] = Field(default_factory=dict)
+    batches: BatchSettings = BatchSettings()
     faults: tuple[FaultRule, ...] = ()
     seed: int = 0
     answer_tokens: PositiveInt = 32
