@@ -75,6 +75,7 @@ class Attempts:
         rng: random.Random,
         now_s: float,
         max_output_tokens: int | None = None,
+        stream: bool = False,
     ) -> None:
         """Begin a call.
 
@@ -88,6 +89,7 @@ class Attempts:
             rng: jitter of backoffs.
             now_s: the clock at the caller's request.
             max_output_tokens: in place of the request's `max_tokens`.
+            stream: the answer is wanted as it comes.
         """
         self._call_id = call_id
         self._retry = retry
@@ -104,6 +106,7 @@ class Attempts:
             max_output_tokens=max_output_tokens or params["max_tokens"],
             needs=needs_of(params),
             routing=routing,
+            stream=stream,
         )
         self._queue_s = 0.0
         self._spent_usd = _ZERO
@@ -170,7 +173,7 @@ class Attempts:
     def leased(self, lease: Lease, params: Params, asked_s: float, now_s: float) -> Call:
         """What to send under the lease that was asked for at `asked_s`."""
         self._queue_s += now_s - asked_s
-        timeout_s = self._routing.timeout_s or self._retry.timeout_s
+        timeout_s = self._routing.timeout_s or lease.endpoint.timeout_s or self._retry.timeout_s
         left_s = self.left_s(now_s)
         return Call(
             call_id=lease.call_id,
@@ -193,7 +196,8 @@ class Attempts:
         share_s = _share_s(send, now_s)
         served_by = model if self._catalog.find(model) is not None else endpoint.model
         if endpoint.kind is EndpointKind.HOSTED:
-            cost_usd = self._catalog.cost_usd(served_by, usage)
+            # Where it is no batch of ours, the usage tells.
+            cost_usd = self._catalog.cost_usd(served_by, usage, batch=endpoint.batch or None)
         else:
             cost_usd = gpu_seconds_usd(share_s, 1, endpoint.usd_per_hour)
         tokens = token_usage(usage)
@@ -212,6 +216,7 @@ class Attempts:
             timings=full,
             spent_elsewhere_usd=self._spent_usd,
             fallback_from=lease.fallback_from,
+            batch=endpoint.batch,
         )
         settlement = Settlement(
             lease_id=lease.lease_id,

@@ -114,6 +114,7 @@ class Catalog:
         *,
         at: date | None = None,
         cache_ttl: CacheTtl | None = "1h",
+        batch: bool = False,
     ) -> Decimal | None:
         """The most that a request can cost: what a budget must hold before it is sent.
 
@@ -124,6 +125,7 @@ class Catalog:
             at: the day; None: by the newest prices.
             cache_ttl: the longest `cache_control` in the request: its writes cost most; None:
                 there is no mark, so nothing is written.
+            batch: it is sent by a Message Batch.
 
         Returns:
             USD, or None where the model has no price.
@@ -132,7 +134,8 @@ class Catalog:
         prices = entry.price_list(at) if entry else None
         if prices is None:
             return None
-        return prices.worst_case_usd(input_tokens, max_output_tokens, cache_ttl)
+        worst = prices.worst_case_usd(input_tokens, max_output_tokens, cache_ttl)
+        return worst * self._batch_discount if batch else worst
 
     def with_overrides(self, hosted: Mapping[str, HostedModel]) -> Catalog:
         """This catalogue with what fleet.yaml's `hosted:` says of models known or new.

@@ -143,9 +143,11 @@ class HostedModel(_Section):
         context_tokens: overrides the catalogue.
         max_output_tokens: overrides the catalogue.
         prices: USD per million tokens, overrides the catalogue (for servers of your own).
+        batch: calls that can wait go to it by Message Batches, at half the price (see `batch:`).
     """
 
     account: str
+    batch: bool = False
     tier: str | None = None
     max_concurrency: PositiveInt | None = None
     context_tokens: PositiveInt | None = None
@@ -198,6 +200,38 @@ class Health(_Section):
     report_s: PositiveFloat = 0.25
 
 
+class Batching(_Section):
+    """How calls that can wait are sent by Message Batches (`batch:` of fleet.yaml).
+
+    Attributes:
+        min_deadline_s: calls with a shorter deadline are never sent so. The API promises a batch
+            within 24 h and most end within one: two leave an ordinary batch room.
+        predicted_s: what a call by batch is taken to need until some were measured.
+        timeout_s: the longest that one send may take: the API's 24 h and what comes around them.
+        linger_s: a batch is sent when no further call came for so long, or ten times that after
+            its first.
+        max_requests: the most calls of a batch; the API takes 100,000.
+        max_bytes: the most bytes of a batch; the API takes 256 MB.
+        max_waiting: the most calls of a model that wait for their batches at once.
+        poll_s: how soon a batch is first asked about; each time half as long again.
+        max_poll_s: how often it is asked about at least.
+        keep_s: answers whose callers died are kept so long for others that ask the same.
+        store: file (SQLite) of what was sent, on the machine of the head node.
+    """
+
+    min_deadline_s: PositiveFloat = 7200.0
+    predicted_s: PositiveFloat = 3600.0
+    timeout_s: PositiveFloat = 25 * 3600.0
+    linger_s: PositiveFloat = 3.0
+    max_requests: Annotated[int, Field(ge=1, le=100_000)] = 100_000
+    max_bytes: Annotated[int, Field(ge=1_000, le=256_000_000)] = 250_000_000
+    max_waiting: PositiveInt = 100_000
+    poll_s: PositiveFloat = 5.0
+    max_poll_s: PositiveFloat = 60.0
+    keep_s: PositiveFloat = 7 * 86400.0
+    store: Path = Path("~/.local/state/agentcloud/batches.db")
+
+
 class FleetConfig(_Section):
     """All of fleet.yaml.
 
@@ -212,6 +246,7 @@ class FleetConfig(_Section):
             ruled out, down, or has failed this very call. In this order, and on from there.
         retry: the transport retry loop.
         health: when a replica counts as dead.
+        batch: calls that can wait, sent by Message Batches.
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
         usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
             choice without a deadline trades waiting against paying. `cost` takes a twentieth of
@@ -227,6 +262,7 @@ class FleetConfig(_Section):
     fleet_budget_usd: Usd | None = None
     retry: Retry = Retry()
     health: Health = Health()
+    batch: Batching = Batching()
     lease_timeout_s: PositiveFloat = 30.0
     usd_per_hour_waited: Usd = Decimal(1)
 
@@ -324,6 +360,7 @@ def _known_keys(parents: list[str]) -> list[str]:
         "hosted": HostedModel,
         "retry": Retry,
         "health": Health,
+        "batch": Batching,
         "limits": Limits,
         "prices": Prices,
     }

@@ -33,6 +33,8 @@ def endpoint_opener(config: FleetConfig) -> Callable[[EndpointSpec], Endpoint]:
                 f"{spec.name} names account {spec.account!r}, which is not there; add it",
                 where="fleet.yaml: accounts",
             )
+        if spec.batch:
+            raise ConfigError("the batch lane is not wired yet", where=spec.name)
         return HostedEndpoint(spec, config.accounts[spec.account])
 
     return opened

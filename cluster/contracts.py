@@ -20,6 +20,7 @@ Params = Mapping[str, Any]
 #: Ray namespace of everything long-lived.
 RAY_NAMESPACE = "agentcloud"
 SCHEDULER_NAME = "scheduler"
+BATCHER_NAME = "batcher"
 FLEET_NAME = "fleet"
 
 
@@ -73,6 +74,10 @@ class EndpointSpec:
         max_output_tokens: the most it generates in one answer.
         max_concurrency: calls it takes at once; more wait at the scheduler.
         usd_per_hour: local: price of its GPUs an hour; None when unknown or unpriced.
+        batch: hosted: calls go there by Message Batches, at the catalogue's discount.
+        min_deadline_s: only calls that may take so long are for it, and no streams.
+        timeout_s: the longest one send there may take; None: fleet.yaml's `retry.timeout_s`.
+        prior_s: what a call there is taken to need before any was measured; None: as others.
     """
 
     name: str
@@ -86,6 +91,10 @@ class EndpointSpec:
     family: str | None = None
     features: frozenset[Feature] = frozenset()
     usd_per_hour: Decimal | None = None
+    batch: bool = False
+    min_deadline_s: float = 0.0
+    timeout_s: float | None = None
+    prior_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +163,7 @@ class LeaseRequest:
         holder: the process that asks; its leases end with it.
         cache_ttl: the longest `cache_control` mark of the request, whose writes cost most; None:
             it has none.
+        stream: the answer is wanted as it comes.
         paced: a later send that is not charged to the retry quota, see `retry.is_paced`.
     """
 
@@ -168,6 +178,17 @@ class LeaseRequest:
     holder: str = ""
     cache_ttl: Literal["5m", "1h"] | None = "1h"
     paced: bool = False
+    stream: bool = False
+
+    @property
+    def patience_s(self) -> float:
+        """How long the caller has said that it can wait for the whole answer; 0.0: not at all."""
+        routing = self.routing
+        if self.stream or routing.deadline_s is None:
+            return 0.0
+        if routing.timeout_s is None:
+            return routing.deadline_s
+        return min(routing.deadline_s, routing.timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +299,7 @@ class Receipt:
         cached: answered by the response cache or a recorded step.
         fallback_from: the tier or model that was meant to serve and could not (`reason` says
             why); None: it did.
+        batch: it came by a Message Batch, at half the price.
     """
 
     call_id: str
@@ -292,6 +314,7 @@ class Receipt:
     spent_elsewhere_usd: Decimal = Decimal(0)
     cached: bool = False
     fallback_from: str | None = None
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 from agentcloud.cluster.catalog import HostedEntry, load_catalog
-from agentcloud.cluster.config import FleetConfig, HostedModel, LocalModel
+from agentcloud.cluster.config import Batching, FleetConfig, HostedModel, LocalModel
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, Feature
 from agentcloud.cluster.engine_settings import model_folder
 from agentcloud.cluster.errors import ConfigError
@@ -67,10 +68,13 @@ def hosted_specs(config: FleetConfig) -> list[EndpointSpec]:
         ConfigError: a model is neither in the catalogue nor described in fleet.yaml.
     """
     catalog = load_catalog().with_overrides(config.hosted)
-    return [
-        _hosted_spec(catalog.entries[name], hosted, config)
-        for name, hosted in config.hosted.items()
-    ]
+    specs = []
+    for name, hosted in config.hosted.items():
+        spec = _hosted_spec(catalog.entries[name], hosted, config)
+        specs.append(spec)
+        if hosted.batch:
+            specs.append(_batch_spec(spec, config.batch))
+    return specs
 
 
 def check_fleet(config: FleetConfig, *, where: str = "fleet.yaml") -> None:
@@ -117,6 +121,20 @@ def _hosted_spec(entry: HostedEntry, hosted: HostedModel, config: FleetConfig) -
         account=hosted.account,
         family=entry.family,
         features=entry.features,
+    )
+
+
+def _batch_spec(spec: EndpointSpec, batch: Batching) -> EndpointSpec:
+    """A hosted model again, by Message Batches: cheaper, slower, with limits of its own."""
+    return replace(
+        spec,
+        name=f"{spec.name}:batch",
+        family=f"{spec.family}:batch",
+        max_concurrency=batch.max_waiting,
+        batch=True,
+        min_deadline_s=batch.min_deadline_s,
+        timeout_s=batch.timeout_s,
+        prior_s=batch.predicted_s,
     )
 
 

@@ -182,7 +182,12 @@ class Inference:
             await self._on_close()
 
     def begin(
-        self, params: Params, routing: Routing, *, max_output_tokens: int | None = None
+        self,
+        params: Params,
+        routing: Routing,
+        *,
+        max_output_tokens: int | None = None,
+        stream: bool = False,
     ) -> Attempts:
         """Check a request and begin its call.
 
@@ -205,6 +210,7 @@ class Inference:
             rng=self._rng,
             now_s=self._clock.now(),
             max_output_tokens=max_output_tokens,
+            stream=stream,
         )
 
     async def lease(self, run: Attempts, params: Params) -> Opened:

@@ -93,7 +93,7 @@ class InferenceStream:
         Raises:
             BackendError, NoEndpoint, BudgetExceeded: as `Inference.create`.
         """
-        self._run = self._inference.begin(self._params, self._routing)
+        self._run = self._inference.begin(self._params, self._routing, stream=True)
         while True:
             self._opened = await self._inference.lease(self._run, self._params)
             self._events = self._opened.endpoint.stream(self._opened.send.call)

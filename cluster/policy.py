@@ -16,7 +16,8 @@ from agentcloud.cluster.contracts import Policy
 #: How each policy scales the value of an hour waited.
 TIME_WEIGHT: Final = {Policy.COST: 0.05, Policy.BALANCED: 1.0, Policy.LATENCY: 100.0}
 #: With a deadline to meet, time within it only breaks near-ties of money.
-_IN_TIME_WEIGHT: Final = 0.001
+#: (a millionth: an hour of a call that can wait must not outweigh half of its small price).
+_IN_TIME_WEIGHT: Final = 1e-6
 
 
 @dataclass(slots=True)

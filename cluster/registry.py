@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Literal, Protocol
@@ -13,6 +13,7 @@ from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LeaseReques
 from agentcloud.cluster.errors import NoEndpoint
 from agentcloud.cluster.limits import AccountLimits
 from agentcloud.cluster.pool import ClassKey, EndpointClass, EndpointState, class_key
+from agentcloud.cluster.predict import PRIOR_OUTPUT_TOKENS
 from agentcloud.cluster.waiting import Option, needs_of
 
 
@@ -26,6 +27,7 @@ class Pricer(Protocol):
         max_output_tokens: int,
         *,
         cache_ttl: Literal["5m", "1h"] | None = "1h",
+        batch: bool = False,
     ) -> Decimal | None:
         """The most that a request can cost, USD; None where the model has no price."""
         ...
@@ -45,7 +47,8 @@ class Registry:
         self.version = 0
         self._pins: set[str] = set()
         self._sizes: tuple[list[int], list[int]] = ([], [])
-        self._prices: dict[tuple[str, int], tuple[float, float] | None] = {}
+        self._patiences: list[float] = []
+        self._prices: dict[tuple[str, int, bool], tuple[float, float] | None] = {}
 
     def register(self, spec: EndpointSpec, now_s: float) -> EndpointState:
         """Add an endpoint, or bring one back: its health starts anew."""
@@ -68,6 +71,9 @@ class Registry:
                 sorted({known.spec.context_tokens for known in self.classes.values()}),
                 sorted({known.spec.max_output_tokens for known in self.classes.values()}),
             )
+            self._patiences = sorted({each.spec.min_deadline_s for each in self.classes.values()})
+            if spec.prior_s is not None:
+                _teach(cls, spec.prior_s)
         if not cls.is_usable():
             self.version += 1
         state = EndpointState(spec, cls)
@@ -129,11 +135,15 @@ class Registry:
         options = [self._option(cls, request.input_tokens) for cls in able]
         return tuple(option for option in options if not free_only or option.is_free)
 
-    def fit(self, request: LeaseRequest) -> tuple[int, int]:
-        """Which context and answer sizes of the pool a request fits: equal for those alike."""
+    def fit(self, request: LeaseRequest) -> tuple[int, int, int]:
+        """Which sizes and deadlines of the pool a request fits: equal for those alike."""
         contexts, outputs = self._sizes
         size = request.input_tokens + request.max_output_tokens
-        return bisect_left(contexts, size), bisect_left(outputs, request.max_output_tokens)
+        return (
+            bisect_left(contexts, size),
+            bisect_left(outputs, request.max_output_tokens),
+            bisect_right(self._patiences, request.patience_s),
+        )
 
     def refusal(self, request: LeaseRequest, target: str) -> NoEndpoint:
         """The error that says why nothing can serve a request."""
@@ -166,18 +176,19 @@ class Registry:
         return NoEndpoint(f"no endpoint of {target!r} can serve this call: {shown}{more}", why=why)
 
     def _option(self, cls: EndpointClass, input_tokens: int) -> Option:
-        prices = (0.0, 0.0) if cls.is_local else self._unit_prices(cls.spec.model, input_tokens)
+        prices = (0.0, 0.0) if cls.is_local else self._unit_prices(cls.spec, input_tokens)
         if prices is None:
             return Option(cls, 0.0, 0.0, priced=False)
         return Option(cls, *prices, priced=True)
 
-    def _unit_prices(self, model: str, input_tokens: int) -> tuple[float, float] | None:
+    def _unit_prices(self, spec: EndpointSpec, input_tokens: int) -> tuple[float, float] | None:
         """USD per input and output token for prompts of about this length."""
         size = max(1, input_tokens)
-        key = (model, size.bit_length())
+        model, batch = spec.model, spec.batch
+        key = (model, size.bit_length(), batch)
         if key not in self._prices:
-            read = self.pricer.worst_case_usd(model, size, 0, cache_ttl=None)
-            both = self.pricer.worst_case_usd(model, size, 1000, cache_ttl=None)
+            read = self.pricer.worst_case_usd(model, size, 0, cache_ttl=None, batch=batch)
+            both = self.pricer.worst_case_usd(model, size, 1000, cache_ttl=None, batch=batch)
             known = read is not None and both is not None
             self._prices[key] = (
                 (float(read) / size, float(both - read) / 1000.0)
@@ -187,7 +198,8 @@ class Registry:
         return self._prices[key]
 
     def _limiter(self, spec: EndpointSpec, now_s: float) -> AccountLimits | None:
-        if spec.kind is EndpointKind.LOCAL or spec.account is None:
+        # A batch is not under the limits per minute.
+        if spec.kind is EndpointKind.LOCAL or spec.account is None or spec.batch:
             return None
         family = spec.family or spec.model
         name = f"{spec.account}/{family}"
@@ -200,6 +212,19 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"<Registry {len(self.endpoints)} endpoints in {len(self.classes)} classes>"
+
+
+def _teach(cls: EndpointClass, prior_s: float) -> None:
+    """Let a class be taken to need so long whatever the size, as one measured call would."""
+    cls.predictor.learn(
+        running=1,
+        prompt_tokens=0.0,
+        max_output_tokens=0,
+        output_tokens=int(PRIOR_OUTPUT_TOKENS),
+        ttft_s=prior_s,
+        generation_s=0.0,
+        service_s=prior_s,
+    )
 
 
 def _other(target: str) -> str:
@@ -226,6 +251,8 @@ def _why_not(cls: EndpointClass, request: LeaseRequest, target: str) -> str | No
             f"context of {spec.context_tokens} tokens is too small for "
             f"{request.input_tokens} of prompt and {request.max_output_tokens} of answer"
         )
+    if spec.min_deadline_s and request.patience_s < spec.min_deadline_s:
+        return f"takes only calls that can wait: a deadline of {spec.min_deadline_s:g} s or more"
     if not cls.is_usable():
         return "unusable until its configuration changes"
     return None

@@ -19,6 +19,7 @@ from agentcloud.cluster.clock import Clock
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     BudgetState,
+    EndpointKind,
     EndpointSpec,
     LeaseRequest,
     LoadReport,
@@ -302,7 +303,7 @@ class SchedulerCore:
         """Grant the chosen endpoint, or act on the budget that is in the way."""
         request = waiter.request
         option = choice.best.option
-        worst = self._worst_case_usd(request, option.cls.is_local, option.cls.spec.model)
+        worst = self._worst_case_usd(request, option.cls.spec)
         path = request.routing.budget
         obstacle: BudgetNode | None
         if worst is None:
@@ -324,7 +325,9 @@ class SchedulerCore:
         why = explain(choice, waiter.group, waiter, now_s, value_usd)
         if waiter.is_fallback:
             why = f"fallback from {waiter.asked} ({waiter.why_target}): {why}"
-        timeout_s = request.routing.timeout_s or self.config.retry.timeout_s
+        timeout_s = (
+            request.routing.timeout_s or option.cls.spec.timeout_s or self.config.retry.timeout_s
+        )
         lifetime_s = timeout_s + self.config.lease_timeout_s
         probes = choice.state is not None and not choice.state.circuit.is_answering
         lease = self._leases.grant(
@@ -348,14 +351,15 @@ class SchedulerCore:
             self._retarget()
         return True
 
-    def _worst_case_usd(self, request: LeaseRequest, local: bool, model: str) -> Decimal | None:
-        if local:
+    def _worst_case_usd(self, request: LeaseRequest, spec: EndpointSpec) -> Decimal | None:
+        if spec.kind is EndpointKind.LOCAL:
             return ZERO
         return self._registry.pricer.worst_case_usd(
-            model,
+            spec.model,
             request.input_tokens,
             request.max_output_tokens,
             cache_ttl=request.cache_ttl,
+            batch=spec.batch,
         )
 
     def _blocked_by_money(self, waiter: Waiter, node: BudgetNode, worst: Decimal) -> None:

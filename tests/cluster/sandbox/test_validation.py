@@ -216,7 +216,7 @@ async def test_bodies_that_are_no_json_or_too_large_are_refused() -> None:
 
 
 async def test_routes_and_the_version_header_are_checked(client: AsyncAnthropic) -> None:
-    for path in ("/v1/nothing", "/v1/messages/batches"):
+    for path in ("/v1/nothing", "/v1/messages/nothing"):
         with pytest.raises(anthropic.NotFoundError):
             await client.post(path, body={}, cast_to=object)
     with pytest.raises(anthropic.BadRequestError, match="anthropic-version: header is required"):
