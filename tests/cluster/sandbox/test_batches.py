@@ -37,11 +37,11 @@ async def connected(
 async def ended(client: AsyncAnthropic, batch_id: str) -> Any:
     """The batch once it has ended."""
     async with asyncio.timeout(10):
-        while (
-            batch := await client.messages.batches.retrieve(batch_id)
-        ).processing_status != "ended":
+        while True:
+            batch = await client.messages.batches.retrieve(batch_id)
+            if batch.processing_status == "ended":
+                return batch
             await asyncio.sleep(0.01)
-    return batch
 
 
 async def test_every_kind_of_result_comes_once_under_its_id() -> None:
