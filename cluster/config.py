@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import os
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SecretStr,
@@ -36,13 +38,51 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class Replicas(_Section):
+    """How many replicas of a model run: a number, or bounds between which the load decides.
+
+    Attributes:
+        min: as many run always; 0 lets the model rest, and a request that needs it starts one.
+        max: never more than this.
+    """
+
+    min: NonNegativeInt = 0
+    max: PositiveInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, given: Any) -> Any:
+        if isinstance(given, Mapping | Replicas):
+            return given
+        if not isinstance(given, int) or isinstance(given, bool):
+            raise ValueError("must be a number, or bounds such as {min: 0, max: 4}")
+        if given < 1:
+            raise ValueError("must be 1 or more; {min: 0, max: 1} lets a model rest")
+        return {"min": given, "max": given}
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the load decides nothing."""
+        return self.min == self.max
+
+    def __str__(self) -> str:
+        return str(self.max) if self.is_fixed else f"{self.min} to {self.max}"
+
+
 class LocalModel(_Section):
     """A model served by vLLM replicas on the cluster (`models:` of fleet.yaml).
 
     Attributes:
         path: model folder (config.json, weights, tokenizer), or `embedded:NAME`.
         tier: the tier it serves.
-        replicas: how many replicas run.
+        replicas: how many replicas run; `{min: 0, max: 4}` lets the load decide (`scaling:`), and
+            may wait for nodes that Ray's autoscaler adds.
         gpu: kind from the GPU catalogue, e.g. `H100-80G`; null runs on the CPU.
         tensor_parallel: GPUs (on CPU: processes) a replica is split over; `auto` takes the
             smallest degree that fits (plan.py).
@@ -53,6 +93,9 @@ class LocalModel(_Section):
         max_concurrency: calls a replica takes at once; more wait at the scheduler.
         kv_cache_gib: on CPU, memory for the KV cache of one replica.
         cpus: CPU cores that Ray reserves for a replica (0: none).
+        resources: further Ray resources that a replica takes, by name: those of the node types of
+            ray_config.yaml that it may run on.
+        gpus_per_node: GPUs of a node, to plan with while the cluster has none yet.
         usd_per_gpu_hour: price of one GPU hour; null: not priced.
         tool_parser: vLLM's tool-call parser (`hermes`, `llama3_json`, ...).
         engine_args: further vLLM engine arguments by their Python names.
@@ -61,7 +104,7 @@ class LocalModel(_Section):
 
     path: str
     tier: str = "small"
-    replicas: PositiveInt = 1
+    replicas: Replicas = Replicas(min=1, max=1)
     gpu: str | None = None
     tensor_parallel: PositiveInt | Literal["auto"] = "auto"
     pipeline_parallel: PositiveInt = 1
@@ -71,6 +114,8 @@ class LocalModel(_Section):
     max_concurrency: PositiveInt = 256
     kv_cache_gib: PositiveFloat = 1.0
     cpus: Annotated[float, Field(ge=0)] = 0
+    resources: dict[str, PositiveFloat] = {}
+    gpus_per_node: PositiveInt = 8
     usd_per_gpu_hour: Usd | None = None
     tool_parser: str = "hermes"
     engine_args: dict[str, Any] = {}
@@ -232,6 +277,31 @@ class Batching(_Section):
     store: Path = Path("~/.local/state/agentcloud/batches.db")
 
 
+class Scaling(_Section):
+    """When models with bounds for `replicas` get more or fewer of them.
+
+    One more is started when the waiting and the hosted calls that it saves are worth more than
+    its price while it starts and for `keep_s` after; one is taken away when that was not so for
+    all of `keep_s`.
+
+    Attributes:
+        every_s: how often the load is looked at.
+        start_s: how long a start is taken to last until one was measured.
+        keep_s: the least time for which a replica is paid, and looked at before one goes.
+        drain_s: a replica that goes waits so long for its calls; then they are sent elsewhere.
+        pending_s: a replica for which there is no room is given up after this, and tried again
+            after as long.
+        surge_s: a replacement that finds no room beside the old replica gets its room after this.
+    """
+
+    every_s: PositiveFloat = 2.0
+    start_s: PositiveFloat = 60.0
+    keep_s: PositiveFloat = 300.0
+    drain_s: PositiveFloat = 600.0
+    pending_s: PositiveFloat = 900.0
+    surge_s: PositiveFloat = 30.0
+
+
 class FleetConfig(_Section):
     """All of fleet.yaml.
 
@@ -247,6 +317,7 @@ class FleetConfig(_Section):
         retry: the transport retry loop.
         health: when a replica counts as dead.
         batch: calls that can wait, sent by Message Batches.
+        scaling: when models get more or fewer replicas.
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
         usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
             choice without a deadline trades waiting against paying. `cost` takes a twentieth of
@@ -263,6 +334,7 @@ class FleetConfig(_Section):
     retry: Retry = Retry()
     health: Health = Health()
     batch: Batching = Batching()
+    scaling: Scaling = Scaling()
     lease_timeout_s: PositiveFloat = 30.0
     usd_per_hour_waited: Usd = Decimal(1)
 
@@ -361,6 +433,8 @@ def _known_keys(parents: list[str]) -> list[str]:
         "retry": Retry,
         "health": Health,
         "batch": Batching,
+        "replicas": Replicas,
+        "scaling": Scaling,
         "limits": Limits,
         "prices": Prices,
     }
