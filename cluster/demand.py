@@ -5,7 +5,7 @@ Kept as totals since the scheduler started: whoever scales takes differences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -125,15 +125,12 @@ class DemandBook:
             spilled.calls += 1
             spilled.usd += best.cost_usd
 
-    def demand(
-        self, classes: Iterable[EndpointClass], groups: Iterable[Group], parked: int = 0
-    ) -> Demand:
+    def demand(self, classes: Iterable[EndpointClass], groups: Iterable[Group]) -> Demand:
         """The load now.
 
         Args:
             classes: all of the pool.
             groups: those with somebody waiting.
-            parked: unused room for requests that wait for money: they wait for no replica.
         """
         models: dict[str, ModelDemand] = {}
         for cls in classes:
@@ -188,12 +185,3 @@ def _models(classes: Iterable[EndpointClass]) -> tuple[str, ...]:
 
 def _usd_per_slot(cls: EndpointClass) -> float:
     return cls.usd_per_s / cls.spec.max_concurrency
-
-
-#: Turns a choice between models into one model, by who may still grow.
-Grows = Callable[[str], bool]
-
-
-def share(models: Sequence[str], grows: Grows) -> str:
-    """The model that a load of several is counted for: the cheapest that may grow, or is."""
-    return next((model for model in models if grows(model)), models[0])

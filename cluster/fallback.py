@@ -57,7 +57,7 @@ class Fallbacks:
         `asked` itself if there is none.
         """
         chain = self.chain(request, asked)
-        if not chain:
+        if not chain or self._rests(request, asked):
             return Target(asked)
         waits: str | None = None
         for name in (asked, *chain):
@@ -72,6 +72,13 @@ class Fallbacks:
 
     def _target(self, request: LeaseRequest, asked: str, name: str, now_s: float) -> Target:
         return Target(name, "" if name == asked else self._why(request, asked, now_s))
+
+    def _rests(self, request: LeaseRequest, target: str) -> bool:
+        """Whether a replica for it starts as soon as somebody waits: that is no outage."""
+        options = self._registry.options(request, target, free_only=False)
+        return any(option.cls.is_resting for option in options) and all(
+            not option.cls.members for option in options
+        )
 
     def _able(self, request: LeaseRequest, target: str) -> Iterator[EndpointState]:
         for option in self._registry.options(request, target, free_only=False):

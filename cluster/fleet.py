@@ -137,7 +137,7 @@ class Fleet:
         if self._hosted:
             await self._scheduler().register.remote(self._hosted)
         for model, settings in self._config.models.items():
-            for index in range(settings.replicas):
+            for index in range(settings.replicas.max):
                 self._add(model, index)
         self._reporter = asyncio.create_task(self._report_loads())
 

@@ -123,11 +123,13 @@ class EndpointClass:
         "_lowest",
         "_waiting",
         "backlog",
+        "broken",
         "limiter",
         "members",
         "predictor",
         "slots",
         "spec",
+        "start_s",
         "timer_s",
         "usd_per_s",
     )
@@ -140,6 +142,9 @@ class EndpointClass:
         self.slots = 0
         self.backlog = 0
         self.timer_s: float | None = None
+        #: Local: how long a member takes to start where none runs; None: none can be started.
+        self.start_s: float | None = None
+        self.broken = ""
         self.usd_per_s = float(spec.usd_per_hour or Decimal(0)) / 3600.0
         self._buckets: list[dict[str, EndpointState]] = []
         self._lowest = 0
@@ -257,9 +262,14 @@ class EndpointClass:
         ]
         return min(waits) if waits else None
 
+    @property
+    def is_resting(self) -> bool:
+        """Whether it has no member now and will have one if somebody waits for it."""
+        return not self.members and self.start_s is not None
+
     def is_usable(self) -> bool:
-        """Whether some member is not out for good."""
-        return any(
+        """Whether some member is not out for good, or one can be started."""
+        return self.is_resting or any(
             state.circuit.standing is not Standing.UNUSABLE for state in self.members.values()
         )
 

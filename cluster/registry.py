@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from agentcloud.cluster.circuit import Standing
 from agentcloud.cluster.config import FleetConfig, Limits
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LeaseRequest, LoadReport
+from agentcloud.cluster.demand import Expected
 from agentcloud.cluster.errors import NoEndpoint
 from agentcloud.cluster.limits import AccountLimits
 from agentcloud.cluster.pool import ClassKey, EndpointClass, EndpointState, class_key
@@ -45,6 +46,7 @@ class Registry:
         self.limiters: dict[str, AccountLimits] = {}
         #: Raised by every change after which waiting groups must be formed anew.
         self.version = 0
+        self._expected: dict[str, EndpointClass] = {}
         self._pins: set[str] = set()
         self._sizes: tuple[list[int], list[int]] = ([], [])
         self._patiences: list[float] = []
@@ -63,6 +65,35 @@ class Registry:
                 self.version += was_unusable
                 return known
             self.unregister(spec.name, now_s)
+        cls = self._class_of(spec, now_s)
+        self._came(cls)
+        if not cls.is_usable():
+            self.version += 1
+        state = EndpointState(spec, cls)
+        self.endpoints[spec.name] = cls.members[spec.name] = state
+        cls.place(state, now_s)
+        return state
+
+    def expect(self, expected: Iterable[Expected], now_s: float) -> None:
+        """Take the local models that may have replicas though none runs: all of them, each time."""
+        for cls in self._expected.values():
+            cls.start_s, cls.broken = None, ""
+        self._expected = {}
+        for each in expected:
+            cls = self._expected[each.spec.model] = self._class_of(each.spec, now_s)
+            cls.start_s = each.start_s if each.broken is None else None
+            cls.broken = each.broken or ""
+        self.version += 1
+
+    def _came(self, cls: EndpointClass) -> None:
+        """A replica is there: its model is no longer expected as something else."""
+        awaited = self._expected.get(cls.spec.model) if cls.is_local else None
+        if awaited is not None and awaited is not cls and not awaited.members:
+            cls.start_s, awaited.start_s = awaited.start_s, None
+            self._expected[cls.spec.model] = cls
+            self.version += 1
+
+    def _class_of(self, spec: EndpointSpec, now_s: float) -> EndpointClass:
         key = class_key(spec)
         cls = self.classes.get(key)
         if cls is None:
@@ -74,12 +105,7 @@ class Registry:
             self._patiences = sorted({each.spec.min_deadline_s for each in self.classes.values()})
             if spec.prior_s is not None:
                 _teach(cls, spec.prior_s)
-        if not cls.is_usable():
-            self.version += 1
-        state = EndpointState(spec, cls)
-        self.endpoints[spec.name] = cls.members[spec.name] = state
-        cls.place(state, now_s)
-        return state
+        return cls
 
     def unregister(self, name: str, now_s: float) -> None:
         """Forget an endpoint; calls in flight there may still settle."""
@@ -160,12 +186,16 @@ class Registry:
             if reason is None or state.circuit.standing is Standing.UNUSABLE:
                 reason = state.circuit.tell(0.0)
             why[name] = reason
+        resting = [cls for cls in self._expected.values() if not cls.members]
+        why |= {cls.spec.model: _why_not(cls, request, target) or "rests" for cls in resting}
         if not why:
             return NoEndpoint("no endpoint is registered; start the fleet with `agentcloud up`")
         named = [name for name, reason in why.items() if reason != _other(target)]
         if not named:
-            tiers = sorted({state.spec.tier for state in self.endpoints.values()})
-            models = sorted({state.spec.model for state in self.endpoints.values()})
+            specs = [state.spec for state in self.endpoints.values()]
+            specs += [cls.spec for cls in resting]
+            tiers = sorted({spec.tier for spec in specs})
+            models = sorted({spec.model for spec in specs})
             return NoEndpoint(
                 f"no endpoint serves {target!r}; map it under `aliases:` of fleet.yaml or ask for "
                 f"a tier ({', '.join(tiers)}) or a model ({', '.join(models[:8])})",
@@ -236,8 +266,8 @@ def _why_not(cls: EndpointClass, request: LeaseRequest, target: str) -> str | No
     spec = cls.spec
     if request.routing.endpoint is None and target not in (spec.tier, spec.model):
         return _other(target)
-    if not cls.members:
-        return "not registered"
+    if not cls.members and cls.start_s is None:
+        return f"no replica starts: {cls.broken}" if cls.broken else "not registered"
     if lacking := request.needs - spec.features:
         return f"cannot do {needs_of(lacking)}"
     if request.max_output_tokens > spec.max_output_tokens:

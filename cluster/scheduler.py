@@ -26,6 +26,7 @@ from agentcloud.cluster.contracts import (
     Settlement,
 )
 from agentcloud.cluster.decisions import Decision, Granted, Refused
+from agentcloud.cluster.demand import Demand, DemandBook, Expected
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, RetriesSpent
 from agentcloud.cluster.fallback import Fallbacks
@@ -80,6 +81,7 @@ class SchedulerCore:
         self._silent: dict[str, float] = {}
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._parking = Parking()
+        self._demand = DemandBook()
         self._decisions: list[Decision] = []
         self._seq = 0
         self._refused = 0
@@ -112,6 +114,11 @@ class SchedulerCore:
         for name in names:
             self._registry.unregister(name, self._clock.now())
             self._silent.pop(name, None)
+        self._retarget()
+
+    def expect(self, expected: Iterable[Expected]) -> None:
+        """Take the local models that may have replicas: where none runs, requests wait for one."""
+        self._registry.expect(expected, self._clock.now())
         self._retarget()
 
     def report_load(self, loads: Mapping[str, LoadReport]) -> None:
@@ -277,6 +284,10 @@ class SchedulerCore:
         """An endpoint's state, to look at."""
         return self._registry.endpoints[name]
 
+    def demand(self) -> Demand:
+        """The load on local models, for whoever scales them."""
+        return self._demand.demand(self._registry.classes.values(), self._dispatcher.groups())
+
     def snapshot(self) -> dict[str, Any]:
         """Everything a person or a dashboard wants to see, JSON-able."""
         return {
@@ -340,6 +351,7 @@ class SchedulerCore:
             now_s,
             waiter.asked if waiter.is_fallback else None,
         )
+        self._demand.granted(choice, request.input_tokens)
         if later:
             self._quotas.later(lease.endpoint.name)
         elif request.attempt == 1:

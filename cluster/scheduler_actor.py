@@ -33,6 +33,7 @@ from agentcloud.cluster.contracts import (
     LoadReport,
 )
 from agentcloud.cluster.decisions import Decision
+from agentcloud.cluster.demand import Demand, Expected
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
@@ -91,6 +92,7 @@ class Scheduler:
         )
         self._epoch = uuid.uuid4().hex
         self._refuses_from_s = self._clock.now() + REJOIN_S
+        self._told = False
         self._early: dict[str, LeaseRequest] = {}
         self._wake_s = self._refuses_from_s
         self._holders: dict[str, _Holder] = {}
@@ -186,6 +188,21 @@ class Scheduler:
         with self._lock:
             self._core.unregister(names)
             self._turn(None)
+
+    @_control
+    async def expect(self, expected: list[Expected], specs: list[EndpointSpec]) -> None:
+        """As `SchedulerCore.expect`, and `register` before it: nobody is refused in between."""
+        with self._lock:
+            self._told = True
+            self._core.register(specs)
+            self._core.expect(expected)
+            self._turn(None)
+
+    @_control
+    async def demand(self) -> Demand:
+        """As `SchedulerCore.demand`."""
+        with self._lock:
+            return self._core.demand()
 
     @_control
     async def open_leases(self, name: str) -> int:
@@ -287,7 +304,8 @@ class Scheduler:
         refused for lack of an endpoint. Whether Ray restarted us cannot be told for certain here:
         its own answer comes from the GCS, which may learn of it later.
         """
-        return not self._core.registry.endpoints and self._clock.now() < self._refuses_from_s
+        told = self._told or bool(self._core.registry.endpoints)
+        return not told and self._clock.now() < self._refuses_from_s
 
     @staticmethod
     def _signal(holder: _Holder) -> None:

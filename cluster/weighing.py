@@ -113,7 +113,7 @@ def _weigh_option(
         each = Weighed(name, cost_usd, 0.0, total_s, "", option, None, estimate)
         if not cls.slots:
             opens_s = cls.opens_in_s(now_s)
-            each.delay_s = DOWN_GUESS_S if opens_s is None else opens_s
+            each.delay_s = (cls.start_s or DOWN_GUESS_S) if opens_s is None else opens_s
     else:
         state, estimate = found
         total_s = estimate.total_s
