@@ -1,7 +1,20 @@
 """What a user writes: agents, tools, structured outputs."""
 
 from agentcloud.agents.agent import Agent, agent, load_agent, run_agent
+from agentcloud.agents.cascade import Cascade, agreement, logprob, schema
 from agentcloud.agents.context import Context
 from agentcloud.agents.tools import Tool, tool
 
-__all__ = ["Agent", "Context", "Tool", "agent", "load_agent", "run_agent", "tool"]
+__all__ = [
+    "Agent",
+    "Cascade",
+    "Context",
+    "Tool",
+    "agent",
+    "agreement",
+    "load_agent",
+    "logprob",
+    "run_agent",
+    "schema",
+    "tool",
+]

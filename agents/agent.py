@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
+from agentcloud.agents.cascade import Cascade
 from agentcloud.agents.context import Context, Defaults
 from agentcloud.agents.load import load_object
 from agentcloud.agents.tools import Tool, index_tools
@@ -104,7 +105,7 @@ def agent(function: Function[R], /) -> Agent[R]: ...
 def agent(
     *,
     name: str | None = None,
-    tier: str = ...,
+    tier: str | Cascade = ...,
     max_tokens: int = ...,
     tools: Sequence[Tool[..., Any]] = (),
     max_turns: int = ...,
@@ -114,7 +115,7 @@ def agent(
     /,
     *,
     name: str | None = None,
-    tier: str = _DEFAULTS.tier,
+    tier: str | Cascade = _DEFAULTS.tier,
     max_tokens: int = _DEFAULTS.max_tokens,
     tools: Sequence[Tool[..., Any]] = (),
     max_turns: int = _DEFAULTS.max_turns,
@@ -127,7 +128,7 @@ def agent(
     Args:
         function: the async function.
         name: what logs and results call it; the function's name by default.
-        tier: tier or model of its asks, unless they say another.
+        tier: tier, model or cascade of its asks, unless they say another; `auto`: cheap first.
         max_tokens: the most tokens of an answer, unless an ask says another.
         tools: functions that the model may call, unless an ask says others.
         max_turns: the most answers of one agent loop.

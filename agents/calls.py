@@ -15,6 +15,7 @@ from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import answer_text
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.contracts import (
+    Escalation,
     Routing,
 )
 from agentcloud.cluster.errors import BackendError
@@ -43,16 +44,18 @@ class Calls:
         self._client = client
         self._recorder = recorder
 
-    async def create(self, params: dict[str, Any], routing: Routing) -> Message:
+    async def create(
+        self, params: dict[str, Any], routing: Routing, escalated: Escalation | None = None
+    ) -> Message:
         """One answer; `BackendError` rather than anthropic's exception where we have one."""
         step = await self._recorder.begin(params) if self._recorder else None
         if step is not None and step.answer is not None:
-            return self._count(step.answer)
+            return self._count(step.answer, escalated)
         with self._our_errors():
             message = await self._client.messages.create(routing=self._counted(routing), **params)
         if self._recorder is not None and step is not None:
             await self._recorder.done(step, message)
-        return self._count(message)
+        return self._count(message, escalated)
 
     async def stream(
         self, params: dict[str, Any], routing: Routing
@@ -88,23 +91,29 @@ class Calls:
     def _counted(self, routing: Routing) -> Routing:
         return replace(routing, extra_sends=self.attempts)
 
-    def _count(self, message: Message) -> Message:
+    def _count(self, message: Message, escalated: Escalation | None = None) -> Message:
         receipt = getattr(message, "agentcloud", None)
         if receipt is not None:
-            self.usage.add(receipt)
+            self.usage.add(replace(receipt, escalated=escalated) if escalated else receipt)
         return message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RoutedSender:
-    """Calls with one routing: the `Sender` of loops and structured outputs."""
+    """Calls with one routing: the `Sender` of loops and structured outputs.
+
+    Attributes:
+        escalated: why these calls are made at all; the first one's receipt says it.
+    """
 
     calls: Calls
     routing: Routing
+    escalated: Escalation | None = None
 
     async def send(self, params: dict[str, Any]) -> Message:
         """Send a request and wait for its answer."""
-        return await self.calls.create(params, self.routing)
+        escalated, self.escalated = self.escalated, None
+        return await self.calls.create(params, self.routing, escalated)
 
     def spend_attempt(self, why: str, last: str | None = None) -> None:
         """Spend one of the task's extra attempts."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -11,14 +10,16 @@ from typing import Any, TypeVar, overload
 
 import structlog
 from anthropic.types import Message
-from anthropic.types.message_create_params import MessageCreateParamsBase
 from pydantic import BaseModel
 
 from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.calls import Calls, RoutedSender
+from agentcloud.agents.cascade import AUTO, Cascade
 from agentcloud.agents.concurrent import map_ordered
-from agentcloud.agents.loop import LoopLimits, refusal, run_loop
+from agentcloud.agents.escalate import CascadeAsk, ask_cascade
+from agentcloud.agents.loop import LoopLimits, Sender, check_limits, refusal, run_loop
 from agentcloud.agents.output import output_schema
+from agentcloud.agents.params import check_params
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
 from agentcloud.agents.structured import ask_structured, structure_last
@@ -27,6 +28,7 @@ from agentcloud.agents.usage import Usage
 from agentcloud.cluster.clock import Clock, SystemClock
 from agentcloud.cluster.contracts import (
     BudgetState,
+    Escalation,
     Routing,
 )
 from agentcloud.cluster.errors import AgentError
@@ -38,12 +40,6 @@ R = TypeVar("R")
 
 #: Scope of the budget that is above every other.
 _FLEET_SCOPE = "fleet"
-#: Parameters of the Messages API that an ask hands through, and its own.
-_API_PARAMS = frozenset(MessageCreateParamsBase.__annotations__) - {"messages", "stream"} | {
-    "top_k",  # local models and older hosted ones take these two; anthropic's types list them
-    "top_p",  # no longer
-}
-_OWN_PARAMS = ("output", "tier", "images", "deadline_s", "repairs", "max_turns", "max_usd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +47,13 @@ class Defaults:
     """What asks use that do not say it themselves.
 
     Attributes:
-        tier: tier or model name.
+        tier: tier, model or cascade.
         max_tokens: the most tokens of an answer.
         tools: functions that the model may call.
         max_turns: the most answers of one agent loop.
     """
 
-    tier: str = "small"
+    tier: str | Cascade = "small"
     max_tokens: int = 512
     tools: tuple[Tool[..., Any], ...] = ()
     max_turns: int = 20
@@ -77,6 +73,7 @@ class Context:
         attempts: the task's budget of extra attempts, shared with the layers above.
         budgets: reads the cluster's budgets, for `remaining_usd`.
         routing: what every call gets besides, e.g. the job's priority and policy.
+        cascade: what `tier="auto"` is, and what asks use that name no tier of their own.
         clock: the time seam.
 
     Attributes:
@@ -98,6 +95,7 @@ class Context:
         attempts: Attempts | None = None,
         budgets: Callable[[], Awaitable[Sequence[BudgetState]]] | None = None,
         routing: Routing | None = None,
+        cascade: Cascade | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.job_id = job_id
@@ -107,6 +105,8 @@ class Context:
         self.usage = Usage()
         self.log = structlog.get_logger().bind(job=job_id, task=task_id)
         self.defaults = Defaults()
+        self._client = client
+        self._cascade = cascade
         self._calls = Calls(client, recorder, self.attempts, self.usage)
         self._budget = budget
         self._base = routing or Routing()
@@ -127,7 +127,7 @@ class Context:
         *,
         output: type[T] | None = None,
         system: str | None = None,
-        tier: str | None = None,
+        tier: str | Cascade | None = None,
         model: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
@@ -151,7 +151,9 @@ class Context:
             prompt: text, content blocks, or whole messages.
             output: pydantic model of the answer.
             system: system prompt.
-            tier: `small`, `large` or a model's name, in place of the agent's.
+            tier: `small`, `large` or a model's name, in place of the agent's. `auto`: cheap first:
+                the fleet's tiers by price until an answer validates (and passes what
+                `agentcloud tune` found); a `Cascade`: tiers and checks of your own.
             model: a model's name as the API has it; mapped by `aliases:` of fleet.yaml.
             max_tokens: the most tokens of one answer.
             temperature: 0 is the most likely answer.
@@ -175,16 +177,58 @@ class Context:
         if output is not None:
             output_schema(output)  # what cannot be asked for costs no call
         by_name = index_tools(self.defaults.tools if tools is None else tools)
-        request = self._request(prompt, images, tier, model, max_tokens, params)
+        chosen = await self._tier_of(tier, model)
+        one_tier = chosen if isinstance(chosen, str) else None
+        request = self._request(prompt, images, one_tier, model, max_tokens, params)
         given = {"system": system, "temperature": temperature}
         request |= {key: value for key, value in given.items() if value is not None}
-        sender = RoutedSender(self._calls, self._routing(tier, model, deadline_s))
+        limits = LoopLimits(max_turns or self.defaults.max_turns, max_total_tokens, max_usd)
+
+        async def answer(sender: Sender, request: dict[str, Any]) -> T | str:
+            return await self._answer(sender, request, output, by_name, limits, repairs)
+
+        if not isinstance(chosen, Cascade):
+            routing = self._routing(one_tier, deadline_s)
+            return await answer(RoutedSender(self._calls, routing), request)
         if by_name:
-            request["tools"] = [tool.to_param() for tool in by_name.values()]
+            raise AgentError(
+                f"ask: {chosen!r} with tools would run them once for each tier; name one tier, or "
+                f"check the answer in a second ask with tools=[]"
+            )
+        began_s, calls_before = self._clock.now(), self.usage.calls
+
+        def sender(tier: str, *, mean_logprob: bool, escalated: Escalation | None) -> Sender:
+            spent_s = self._clock.now() - began_s
+            left_s = None if deadline_s is None else max(0.001, deadline_s - spent_s)
+            routing = replace(self._routing(tier, left_s), mean_logprob=mean_logprob)
+            if tier != chosen.tiers[-1]:
+                # Its fallback may be the next tier, which would then be asked the same again.
+                routing = replace(routing, fallback=False)
+            return RoutedSender(self._calls, routing, escalated)
+
+        def before_tier() -> None:
+            check_limits(limits, self.usage.since(calls_before))
+
+        value: T | str = await ask_cascade(
+            chosen, CascadeAsk(request, output, sender, answer, self.usage, before_tier)
+        )
+        return value
+
+    async def _answer(
+        self,
+        sender: Sender,
+        request: dict[str, Any],
+        output: type[T] | None,
+        tools: Mapping[str, Tool[..., Any]],
+        limits: LoopLimits,
+        repairs: int,
+    ) -> T | str:
+        """Ask one tier."""
+        if tools:
+            request = {**request, "tools": [tool.to_param() for tool in tools.values()]}
         elif output is not None:
             return await ask_structured(sender, request, output, repairs=repairs, usage=self.usage)
-        limits = LoopLimits(max_turns or self.defaults.max_turns, max_total_tokens, max_usd)
-        result = await run_loop(sender, request, tools=by_name, limits=limits, usage=self.usage)
+        result = await run_loop(sender, request, tools=tools, limits=limits, usage=self.usage)
         if output is not None:
             return await structure_last(
                 sender, request, result, output, repairs=repairs, usage=self.usage
@@ -213,10 +257,15 @@ class Context:
             Refused: the model refused; what came before was yielded.
             StreamBroken: the stream ended before the answer did.
         """
-        request = self._request(prompt, images, tier, model, max_tokens, params)
+        chosen = await self._tier_of(tier, model)
+        if isinstance(chosen, Cascade):
+            raise AgentError(
+                "stream: a cascade checks answers that are whole; name a tier, or use ask"
+            )
+        request = self._request(prompt, images, chosen, model, max_tokens, params)
         if system is not None:
             request["system"] = system
-        calls = self._calls.stream(request, self._routing(tier, model, deadline_s))
+        calls = self._calls.stream(request, self._routing(chosen, deadline_s))
         async with aclosing(calls) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
@@ -272,23 +321,36 @@ class Context:
         max_tokens: int | None,
         params: dict[str, Any],
     ) -> dict[str, Any]:
-        if unknown := sorted(set(params) - _API_PARAMS):
-            close = difflib.get_close_matches(unknown[0], [*_API_PARAMS, *_OWN_PARAMS], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise AgentError(f"ask: no parameter {unknown[0]!r}{hint}")
+        check_params(params)
         return {
             **params,
-            "model": model or tier or self.defaults.tier,
+            "model": model or tier,
             "max_tokens": max_tokens or self.defaults.max_tokens,
             "messages": to_messages(prompt, images),
         }
 
-    def _routing(self, tier: str | None, model: str | None, deadline_s: float | None) -> Routing:
+    async def _tier_of(self, tier: str | Cascade | None, model: str | None) -> str | Cascade | None:
+        """The tier or cascade of an ask; None: its model alone decides.
+
+        Raises:
+            AgentError: a cascade that this fleet cannot run.
+        """
+        # A model named without a tier is the caller's choice, so the agent's tier stays out.
+        if tier is None and model is not None:
+            return None
+        named = tier or self._cascade or self.defaults.tier
+        if isinstance(named, str) and named != AUTO:
+            return named
+        fleet = await self._client.tiers()
+        if not isinstance(named, Cascade):
+            named = self._cascade or Cascade(fleet.ordered)
+        named.check_on(fleet)
+        return named
+
+    def _routing(self, tier: str | None, deadline_s: float | None) -> Routing:
         if self._ends_s is not None:
             left_s = max(0.001, self._ends_s - self._clock.now())
             deadline_s = left_s if deadline_s is None else min(deadline_s, left_s)
-        # A model named without a tier is the caller's choice, so the agent's tier stays out.
-        tier = tier or (None if model else self.defaults.tier)
         return replace(self._base, tier=tier, deadline_s=deadline_s, budget=self._budget)
 
     def _warn_if_cut(self, message: Message, max_tokens: int) -> None:

@@ -98,7 +98,7 @@ async def run_loop(
     max_tokens: int = params["max_tokens"]
     calls_before = usage.calls
     for turn in range(1, limits.turns + 1):
-        _check(limits, usage.since(calls_before))
+        check_limits(limits, usage.since(calls_before))
         message, messages = await _send_fitting(
             sender, {**params, "messages": messages, "max_tokens": max_tokens}
         )
@@ -178,7 +178,12 @@ def _shorten(
     return shorter if len(shorter) < len(messages) else None
 
 
-def _check(limits: LoopLimits, usage: Usage) -> None:
+def check_limits(limits: LoopLimits, usage: Usage) -> None:
+    """Refuse to go on when an ask has used its tokens or its money.
+
+    Raises:
+        TurnLimit, BudgetExceeded: it has.
+    """
     tokens = usage.input_tokens + usage.output_tokens
     if limits.tokens is not None and tokens >= limits.tokens:
         raise TurnLimit(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from anthropic.types import Message
 
 from agentcloud.cluster.contracts import Routing
+from agentcloud.cluster.tiers import FleetTiers
 
 
 class TextStream(Protocol):
@@ -42,4 +43,8 @@ class MessagesClient(Protocol):
     @property
     def messages(self) -> MessagesResource:
         """The Messages API."""
+        ...
+
+    async def tiers(self) -> FleetTiers:
+        """The fleet's tiers, cheapest first."""
         ...

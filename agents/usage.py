@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -19,6 +20,12 @@ class Usage:
     def add(self, receipt: Receipt) -> None:
         """Count one answered call."""
         self.receipts.append(receipt)
+
+    def mark_agreement(self, call_ids: Set[str], share: float) -> None:
+        """Write onto the receipts of a cascade's samples what share of them agree."""
+        for index, receipt in enumerate(self.receipts):
+            if receipt.call_id in call_ids:
+                self.receipts[index] = replace(receipt, agreement=share)
 
     @property
     def calls(self) -> int:

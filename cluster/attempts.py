@@ -18,6 +18,7 @@ from agentcloud.cluster.config import Retry
 from agentcloud.cluster.contracts import (
     Call,
     EndpointKind,
+    Feature,
     Lease,
     LeaseRequest,
     Outcome,
@@ -104,7 +105,7 @@ class Attempts:
             model=model,
             input_tokens=estimated_input_tokens(params),
             max_output_tokens=max_output_tokens or params["max_tokens"],
-            needs=needs_of(params),
+            needs=needs_of(params) | ({Feature.MEAN_LOGPROB} if routing.mean_logprob else set()),
             routing=routing,
             stream=stream,
         )
@@ -117,6 +118,11 @@ class Attempts:
 
     def __repr__(self) -> str:
         return f"Attempts({self._call_id}, attempt={self.attempt}, spent={self._spent_usd})"
+
+    @property
+    def mean_logprob(self) -> bool:
+        """Whether the answer's log-probability is asked for; only endpoints that tell it serve."""
+        return self._routing.mean_logprob
 
     def left_s(self, now_s: float) -> float | None:
         """Seconds to the deadline; None without one.
@@ -217,6 +223,8 @@ class Attempts:
             spent_elsewhere_usd=self._spent_usd,
             fallback_from=lease.fallback_from,
             batch=endpoint.batch,
+            # Of local models, beside the usage that the API defines.
+            mean_logprob=getattr(usage, "mean_logprob", None),
         )
         settlement = Settlement(
             lease_id=lease.lease_id,

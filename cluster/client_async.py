@@ -26,6 +26,7 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.logs import quiet_unless_configured
 from agentcloud.cluster.message import RoutedMessage, RoutedParsedMessage, parsed_with_receipt
+from agentcloud.cluster.tiers import FleetTiers
 
 #: Type of a parsed output; None where `stream` is asked for none.
 T = TypeVar("T", default=None)
@@ -213,6 +214,10 @@ class AsyncAgentCloud:
             ConfigError: there is no cluster to connect to.
         """
         return self._connected.inference or await self._connected.get()
+
+    async def tiers(self) -> FleetTiers:
+        """The fleet's tiers, cheapest first."""
+        return (await self.inference()).tiers
 
     def with_routing(self, routing: Routing) -> Self:
         """The same client with other routing."""

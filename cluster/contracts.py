@@ -48,6 +48,8 @@ class Feature(StrEnum):
     PREFILL = "prefill"
     THINKING_BUDGET = "thinking_budget"
     THINKING_DISABLED = "thinking_disabled"
+    #: The answer's mean log-probability: local models tell it, the Messages API has no such thing.
+    MEAN_LOGPROB = "mean_logprob"
 
 
 class Policy(StrEnum):
@@ -137,6 +139,8 @@ class Routing:
             in the caller's process.
         fallback: whether another tier may serve where nothing of the asked-for one can; None: as
             fleet.yaml's `fallbacks:` say.
+        mean_logprob: ask for the answer's mean log-probability too (`Receipt.mean_logprob`), which
+            only local models can tell; unary calls only.
     """
 
     tier: str | None = None
@@ -150,6 +154,7 @@ class Routing:
     timeout_s: float | None = None
     extra_sends: ExtraSends | None = None
     fallback: bool | None = None
+    mean_logprob: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +289,21 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
+class Escalation:
+    """Why an answer came from a dearer tier than the first that was asked.
+
+    Attributes:
+        tiers: the tiers whose answers were not taken, in order.
+        reasons: what was wrong with each.
+        spent_usd: what they cost; None: unknown. They are calls with receipts of their own.
+    """
+
+    tiers: tuple[str, ...]
+    reasons: tuple[str, ...]
+    spent_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What is attached to every answer as `message.agentcloud`.
 
@@ -300,6 +320,10 @@ class Receipt:
         fallback_from: the tier or model that was meant to serve and could not (`reason` says
             why); None: it did.
         batch: it came by a Message Batch, at half the price.
+        mean_logprob: natural logarithm of the answer's tokens' probabilities, their mean; None:
+            not asked for, or not told.
+        agreement: of a cascade's sample: the share of its samples that say the commonest thing.
+        escalated: the cheaper tiers that were asked before, on the first call after them.
     """
 
     call_id: str
@@ -315,6 +339,9 @@ class Receipt:
     cached: bool = False
     fallback_from: str | None = None
     batch: bool = False
+    mean_logprob: float | None = None
+    agreement: float | None = None
+    escalated: Escalation | None = None
 
 
 @dataclass(frozen=True, slots=True)

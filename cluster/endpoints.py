@@ -21,6 +21,7 @@ _LOCAL_FEATURES = frozenset(
         Feature.JSON_SCHEMA,
         Feature.SAMPLING,
         Feature.THINKING_DISABLED,
+        Feature.MEAN_LOGPROB,
     }
 )
 

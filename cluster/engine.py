@@ -23,7 +23,6 @@ from starlette.requests import Request
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.anthropic.protocol import (
     AnthropicCountTokensRequest,
-    AnthropicMessagesRequest,
     AnthropicMessagesResponse,
 )
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -40,7 +39,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from agentcloud.cluster.contracts import LoadReport, Params, Timings
 from agentcloud.cluster.engine_fork import fork_server
-from agentcloud.cluster.engine_handler import Messages
+from agentcloud.cluster.engine_handler import Messages, MessagesRequest
 from agentcloud.cluster.engine_load import LoadMeter
 from agentcloud.cluster.engine_requests import check_request, hold_forced_calls
 from agentcloud.cluster.engine_settings import EngineSettings
@@ -177,6 +176,8 @@ class LocalEngine:
                 raise BackendError("the engine answered a unary call with a stream")
             outcome.id = f"msg_{call_id}"
             message = outcome.model_dump_json(exclude_none=True).encode()
+            if params.get("mean_logprob"):
+                message = self._with_logprob(message, request_id)
             return Reply(message, self._timings(request_id))
 
     async def stream(
@@ -273,7 +274,7 @@ class LocalEngine:
                 # A program written for a larger model may ask for more than this one's context:
                 # it is a most, so the context bounds it.
                 fields["max_tokens"] = min(limit, self.context_tokens)
-            outcome = await self._handler.create_messages(AnthropicMessagesRequest(**fields), http)
+            outcome = await self._handler.create_messages(MessagesRequest(**fields), http)
         except Exception as error:
             raise self._translated(error) from error
         if isinstance(outcome, ErrorResponse):
@@ -283,6 +284,12 @@ class LocalEngine:
                 raise asyncio.CancelledError
             raise _from_response(outcome, self.context_tokens)
         return outcome
+
+    def _with_logprob(self, message: bytes, request_id: str) -> bytes:
+        """The message with `usage.mean_logprob`, a field that the API does not have."""
+        data = json.loads(message)
+        data["usage"]["mean_logprob"] = self._handler.mean_logprob(_engine_id(request_id))
+        return json.dumps(data).encode()
 
     def _timings(self, request_id: str) -> Timings:
         final = self._handler.final.get(_engine_id(request_id))

@@ -10,7 +10,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import jiter
-from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicMessagesRequest,
+    AnthropicMessagesResponse,
+)
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.generate.base.protocol import (
     ExtractedToolCallInformation,
@@ -61,6 +64,16 @@ def _whole_call(text: str) -> FunctionCall | None:
         return None
 
 
+class MessagesRequest(AnthropicMessagesRequest):  # type: ignore[misc]  # vllm is not typed for us
+    """vLLM's request, with what the Messages API lacks.
+
+    Attributes:
+        mean_logprob: keep the log-probabilities of the answer's tokens, for `mean_logprob`.
+    """
+
+    mean_logprob: bool = False
+
+
 class Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not typed for us
     """vLLM's handler, with the statistics of each request and unguarded JSON guarded.
 
@@ -79,10 +92,32 @@ class Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not t
         self.final.pop(request_id, None)
         self.failure.pop(request_id, None)
 
+    def mean_logprob(self, request_id: str) -> float | None:
+        """Mean log-probability of an ended request's tokens, the one that ends it included.
+
+        As the model gave them: after the grammar, which makes the tokens that it forces certain,
+        and before temperature. None where it was not asked for, or nothing was generated.
+        """
+        final = self.final.get(request_id)
+        output = final.outputs[0] if final is not None else None
+        if output is None or output.cumulative_logprob is None or not output.token_ids:
+            return None
+        # A certain token's may come a hair above 0, from rounding.
+        return min(0.0, float(output.cumulative_logprob) / len(output.token_ids))
+
+    @classmethod
+    def to_chat_completion_request(cls, anthropic_request: Any, **kwargs: Any) -> Any:
+        """Convert a request; its wish for log-probabilities comes along."""
+        request = super().to_chat_completion_request(anthropic_request, **kwargs)
+        # With no alternatives to each token: those of the answer's own are enough.
+        request.logprobs = bool(getattr(anthropic_request, "mean_logprob", False))
+        return request
+
     async def chat_completion_full_generator(
         self, request: Any, outputs: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         """Keep the last output, which carries the statistics."""
+        request.logprobs = False  # they are read off the output; as text nobody wants them
         watched = self._watch(request_id, outputs)
         return await super().chat_completion_full_generator(
             request, watched, request_id, *args, **kwargs
@@ -92,6 +127,7 @@ class Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not t
         self, request: Any, outputs: Any, request_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         """Keep the last output, which carries the statistics."""
+        request.logprobs = False
         watched = self._watch(request_id, outputs)
         return super().chat_completion_stream_generator(
             request, watched, request_id, *args, **kwargs

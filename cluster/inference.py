@@ -12,7 +12,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -43,6 +43,7 @@ from agentcloud.cluster.logs import bound_ids
 from agentcloud.cluster.message import RoutedMessage, with_receipt
 from agentcloud.cluster.ports import Endpoint, SchedulerPort
 from agentcloud.cluster.retry import Fail
+from agentcloud.cluster.tiers import FleetTiers
 
 T = TypeVar("T")
 
@@ -96,6 +97,7 @@ class Inference:
         tiers = {self._catalog.entries[name].tier for name in config.hosted}
         tiers |= {model.tier for model in config.models.values()}
         self._names = frozenset({*config.models, *config.hosted, *tiers})
+        self.tiers = FleetTiers.of(config, self._catalog)
         self._resolved: dict[str, str] = {}
         self._call_prefix = f"call-{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
@@ -251,9 +253,10 @@ class Inference:
         endpoint, signer = known
         messages = for_signer(params["messages"], signer)
         now_s = self._clock.now()
-        call: Call = run.leased(
-            lease, {**params, "model": spec.model, "messages": messages}, asked_s, now_s
-        )
+        sent: dict[str, Any] = {**params, "model": spec.model, "messages": messages}
+        if run.mean_logprob:
+            sent["mean_logprob"] = True
+        call: Call = run.leased(lease, sent, asked_s, now_s)
         share = mark = None
         if spec.kind is EndpointKind.LOCAL:
             share = self._shares.setdefault(spec.name, GpuShare())

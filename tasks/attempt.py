@@ -163,8 +163,12 @@ def json_output(value: Any) -> Any:
 
 
 def call_summary(receipt: Receipt) -> dict[str, Any]:
-    """A call as the results file shows it; None where nothing was measured."""
-    return {
+    """A call as the results file shows it; None where nothing was measured.
+
+    What only cascades have (`mean_logprob`, `agreement`, `escalated_from` and what goes with it) is
+    there where it is.
+    """
+    summary: dict[str, Any] = {
         "endpoint": receipt.endpoint,
         "model": receipt.model,
         "reason": receipt.reason,
@@ -178,6 +182,22 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
         "ttft_s": receipt.timings.ttft_s,
         "total_s": receipt.timings.total_s,
     }
+    if receipt.mean_logprob is not None:
+        summary["mean_logprob"] = receipt.mean_logprob
+    if receipt.agreement is not None:
+        summary["agreement"] = receipt.agreement
+    if (escalated := receipt.escalated) is not None:
+        spent_usd = escalated.spent_usd
+        summary |= {
+            "escalated_from": list(escalated.tiers),
+            "escalation": "; ".join(
+                f"{tier}: {why}"
+                for tier, why in zip(escalated.tiers, escalated.reasons, strict=True)
+            ),
+            # Of calls that have lines of their own: not part of this one's cost.
+            "spent_elsewhere_usd": None if spent_usd is None else format(spent_usd, "f"),
+        }
+    return summary
 
 
 def _too_slow(spec: JobSpec) -> str:

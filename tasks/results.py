@@ -2,7 +2,9 @@
 
 A line holds `id`, `status` (`done` or `failed`), `output` or `error` and `error_kind`, `attempts`,
 `usage` (tokens), `cost_usd` (a decimal as text; null: unknown), `calls` (one entry per answered
-inference call), `duration_s` and `started_at`. Lines come in the order in which tasks end.
+inference call), `duration_s` and `started_at`. A call that a cascade made after cheaper ones names
+them: `escalated_from`, `escalation` (why), `spent_elsewhere_usd` (what those cost). Lines come in
+the order in which tasks end.
 """
 
 from __future__ import annotations

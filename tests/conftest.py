@@ -126,7 +126,13 @@ def local_spec(name: str = "replica:tiny:0") -> EndpointSpec:
         max_output_tokens=CONTEXT_TOKENS,
         max_concurrency=256,
         features=frozenset(
-            {Feature.TOOLS, Feature.FORCED_TOOLS, Feature.JSON_SCHEMA, Feature.SAMPLING}
+            {
+                Feature.TOOLS,
+                Feature.FORCED_TOOLS,
+                Feature.JSON_SCHEMA,
+                Feature.SAMPLING,
+                Feature.MEAN_LOGPROB,
+            }
         ),
     )
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from anthropic.types import Message
 
+from agentcloud.cluster.catalog import load_catalog
+from agentcloud.cluster.config import parse_fleet
 from agentcloud.cluster.contracts import (
     EndpointKind,
     Receipt,
@@ -18,6 +20,7 @@ from agentcloud.cluster.contracts import (
     TokenUsage,
 )
 from agentcloud.cluster.ports import Step
+from agentcloud.cluster.tiers import FleetTiers
 
 Reply = Message | Exception | Callable[[dict[str, Any]], Message]
 
@@ -66,6 +69,20 @@ class ScriptedClient:
         self.replies = list(replies)
         self.requests: list[dict[str, Any]] = []
         self.routings: list[Routing] = []
+
+    async def tiers(self) -> FleetTiers:
+        """Two local tiers and a hosted one above them."""
+        config = parse_fleet(
+            {
+                "models": {
+                    "tiny": {"path": "x", "tier": "small"},
+                    "mid": {"path": "x", "tier": "medium", "usd_per_gpu_hour": 2},
+                },
+                "accounts": {"main": {}},
+                "hosted": {"claude-sonnet-5-5": {"account": "main", "tier": "large"}},
+            }
+        )
+        return FleetTiers.of(config, load_catalog().with_overrides(config.hosted))
 
     async def create(self, *, routing: Routing, **params: Any) -> Message:
         self.requests.append(json.loads(json.dumps(params)))
