@@ -16,6 +16,7 @@ from anthropic.types import Usage
 from agentcloud.cluster.catalog import Catalog
 from agentcloud.cluster.config import Retry
 from agentcloud.cluster.contracts import (
+    Answer,
     Call,
     EndpointKind,
     Feature,
@@ -111,7 +112,9 @@ class Attempts:
         )
         self._queue_s = 0.0
         self._spent_usd = _ZERO
+        self._unknown_usd = _ZERO
         self._spent_unknown = False
+        self._hedged = False
         self._rest_until_s: dict[str, float] = {}
         self._last: BackendError | None = None
         self.attempt = 0
@@ -161,6 +164,28 @@ class Attempts:
             routing=replace(self._routing, deadline_s=left_s),
         )
 
+    def hedge_request(self, slow: str, now_s: float) -> LeaseRequest | None:
+        """The request for a second send beside the one that is slow at `slow`; None: no more."""
+        allowed = self._routing.max_attempts or self._retry.max_attempts
+        if self._hedged or self.attempt >= allowed:
+            return None
+        return replace(
+            self._request,
+            call_id=f"{self._call_id}.{self.attempt + 1}h",
+            attempt=self.attempt + 1,
+            avoid=frozenset({slow, *self._rest_until_s}),
+            hedge=True,
+            routing=replace(self._routing, deadline_s=self.left_s(now_s), fallback=False),
+        )
+
+    def begin_hedge(self) -> bool:
+        """Count the second send, out of the task's extra ones; False when none is left."""
+        if self._extra_sends is not None and not self._extra_sends.take():
+            return False
+        self.attempt += 1
+        self._hedged = True
+        return True
+
     def given_up(self, why: RetriesSpent) -> AgentCloudError:
         """The error for the caller where the scheduler grants no further send."""
         error = self._last
@@ -200,7 +225,7 @@ class Attempts:
         lease = send.lease
         endpoint = lease.endpoint
         share_s = _share_s(send, now_s)
-        served_by = model if self._catalog.find(model) is not None else endpoint.model
+        served_by = self._served_by(model, send)
         if endpoint.kind is EndpointKind.HOSTED:
             # Where it is no batch of ours, the usage tells.
             cost_usd = self._catalog.cost_usd(served_by, usage, batch=endpoint.batch or None)
@@ -225,6 +250,8 @@ class Attempts:
             batch=endpoint.batch,
             # Of local models, beside the usage that the API defines.
             mean_logprob=getattr(usage, "mean_logprob", None),
+            hedged=self._hedged,
+            unknown_usd=self._unknown_usd,
         )
         settlement = Settlement(
             lease_id=lease.lease_id,
@@ -247,14 +274,7 @@ class Attempts:
             now_s: the clock.
             delivered: part of the answer has reached the caller.
         """
-        endpoint = send.lease.endpoint
-        _share_s(send, now_s)
-        if error.endpoint is None:
-            error.endpoint = endpoint.name
-        # A local failure costs nothing; a hosted answer that was lost may have cost its worst.
-        unknown = error.maybe_paid and endpoint.kind is EndpointKind.HOSTED
-        self._last = error
-        self._spent_unknown = self._spent_unknown or unknown
+        settlement = self._failure(send, error, now_s)
         decision = decide(
             error,
             self.attempt,
@@ -272,8 +292,25 @@ class Attempts:
         ):
             decision = Fail(f"{error.kind}: the task has no extra attempts left")
         if isinstance(decision, Elsewhere):
-            self._rest_until_s[endpoint.name] = now_s + decision.same_after_s
-        settlement = Settlement(
+            self._rest_until_s[send.lease.endpoint.name] = now_s + decision.same_after_s
+        return settlement, decision
+
+    def failed_beside(self, send: Send, error: BackendError, now_s: float) -> Settlement:
+        """Settle a failed send while another of the call is under way: that one decides."""
+        self._rest_until_s.setdefault(send.lease.endpoint.name, now_s)
+        return self._failure(send, error, now_s)
+
+    def _failure(self, send: Send, error: BackendError, now_s: float) -> Settlement:
+        endpoint = send.lease.endpoint
+        _share_s(send, now_s)
+        if error.endpoint is None:
+            error.endpoint = endpoint.name
+        # A local failure costs nothing; a hosted answer that was lost may have cost its worst.
+        unknown = error.maybe_paid and endpoint.kind is EndpointKind.HOSTED
+        self._last = error
+        if unknown:
+            self._spent(send.lease, None)
+        return Settlement(
             lease_id=send.lease.lease_id,
             outcome=Outcome.UNKNOWN if unknown else Outcome.FAILED,
             cost_usd=None if unknown else _ZERO,
@@ -283,7 +320,42 @@ class Attempts:
             limit_headers=error.headers,
             unusable=is_unusable(error),
         )
-        return settlement, decision
+
+    def beaten(self, send: Send, answer: Answer | None, now_s: float) -> Settlement:
+        """Settle a send that another of its call was faster than; its cost is the call's.
+
+        Args:
+            send: the slower one.
+            answer: its answer, where it came before it could be cancelled.
+            now_s: the clock.
+        """
+        settlement = self.abandoned(send, now_s)
+        endpoint = send.lease.endpoint
+        if answer is not None and endpoint.kind is EndpointKind.HOSTED:
+            usage = answer.message.usage
+            settlement = replace(
+                settlement,
+                outcome=Outcome.CANCELLED,
+                usage=token_usage(usage),
+                cost_usd=self._catalog.cost_usd(
+                    self._served_by(answer.message.model, send),
+                    usage,
+                    batch=endpoint.batch or None,
+                ),
+            )
+        self._spent(send.lease, settlement.cost_usd)
+        return replace(settlement, beaten=True)
+
+    def _spent(self, lease: Lease, cost_usd: Decimal | None) -> None:
+        """Add what a send beside the answering one cost; None: unknown, its worst case stays."""
+        if cost_usd is None:
+            self._spent_unknown = True
+            self._unknown_usd += lease.reserved_usd
+        else:
+            self._spent_usd += cost_usd
+
+    def _served_by(self, model: str, send: Send) -> str:
+        return model if self._catalog.find(model) is not None else send.lease.endpoint.model
 
     def abandoned(
         self, send: Send, now_s: float, usage: Mapping[str, Any] | None = None

@@ -233,6 +233,20 @@ class Retry(_Section):
     allowance: Annotated[int, Field(ge=0)] = 100
 
 
+class Hedge(_Section):
+    """Second sends of slow calls that their caller marked `Routing(idempotent=True)`.
+
+    Attributes:
+        percentile: a call that runs longer than this fraction of its class did is slow.
+        max_share: how many of the marked calls may be sent twice; 0 switches hedging off.
+        min_calls: calls of a class that must have been answered before any of it counts as slow.
+    """
+
+    percentile: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    max_share: Annotated[float, Field(ge=0, le=1)] = 0.05
+    min_calls: PositiveInt = 20
+
+
 class Health(_Section):
     """When a replica counts as dead.
 
@@ -315,6 +329,7 @@ class FleetConfig(_Section):
         fallbacks: tier or model -> where its calls go when nothing of it can serve them: all is
             ruled out, down, or has failed this very call. In this order, and on from there.
         retry: the transport retry loop.
+        hedge: second sends of slow idempotent calls.
         health: when a replica counts as dead.
         batch: calls that can wait, sent by Message Batches.
         scaling: when models get more or fewer replicas.
@@ -332,6 +347,7 @@ class FleetConfig(_Section):
     policy: Policy = Policy.BALANCED
     fleet_budget_usd: Usd | None = None
     retry: Retry = Retry()
+    hedge: Hedge = Hedge()
     health: Health = Health()
     batch: Batching = Batching()
     scaling: Scaling = Scaling()
@@ -431,6 +447,7 @@ def _known_keys(parents: list[str]) -> list[str]:
         "accounts": Account,
         "hosted": HostedModel,
         "retry": Retry,
+        "hedge": Hedge,
         "health": Health,
         "batch": Batching,
         "replicas": Replicas,

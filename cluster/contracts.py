@@ -141,6 +141,8 @@ class Routing:
             fleet.yaml's `fallbacks:` say.
         mean_logprob: ask for the answer's mean log-probability too (`Receipt.mean_logprob`), which
             only local models can tell; unary calls only.
+        idempotent: the call may be sent twice at once when it is slow (fleet.yaml's `hedge:`); both
+            sends are paid for.
     """
 
     tier: str | None = None
@@ -155,6 +157,7 @@ class Routing:
     extra_sends: ExtraSends | None = None
     fallback: bool | None = None
     mean_logprob: bool = False
+    idempotent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,7 @@ class LeaseRequest:
             it has none.
         stream: the answer is wanted as it comes.
         paced: a later send that is not charged to the retry quota, see `retry.is_paced`.
+        hedge: a second send beside the first: granted at once and on none of `avoid`, or refused.
     """
 
     call_id: str
@@ -195,6 +199,8 @@ class LeaseRequest:
             return routing.deadline_s
         return min(routing.deadline_s, routing.timeout_s)
 
+    hedge: bool = False
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -208,6 +214,8 @@ class Lease:
         queued_s: how long the request waited at the scheduler.
         expires_in_s: seconds after which an unsettled lease is charged as unknown.
         fallback_from: the tier or model that was meant to serve and could not; None: it does.
+        hedge_after_s: seconds after which the call is slow and may be sent a second time; None:
+            it may not, or there is no data yet.
     """
 
     lease_id: str
@@ -220,6 +228,7 @@ class Lease:
     queued_s: float
     expires_in_s: float
     fallback_from: str | None = None
+    hedge_after_s: float | None = None
 
 
 class Outcome(StrEnum):
@@ -275,6 +284,7 @@ class Settlement:
         retry_after_s: what the server asked for.
         limit_headers: `anthropic-ratelimit-*` headers of the response, lower case.
         unusable: the endpoint must not be used again until its configuration changes.
+        beaten: given up because another send of its call answered first.
     """
 
     lease_id: str
@@ -286,6 +296,7 @@ class Settlement:
     retry_after_s: float | None = None
     limit_headers: Mapping[str, str] = field(default_factory=dict)
     unusable: bool = False
+    beaten: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +335,9 @@ class Receipt:
             not asked for, or not told.
         agreement: of a cascade's sample: the share of its samples that say the commonest thing.
         escalated: the cheaper tiers that were asked before, on the first call after them.
+        hedged: it was slow and sent a second time; the other send's cost is part of the call's.
+        unknown_usd: the most that those of its sends may have cost whose cost is unknown: it stays
+            charged to every budget, and `cost_usd` is None while it is not zero.
     """
 
     call_id: str
@@ -342,6 +356,8 @@ class Receipt:
     mean_logprob: float | None = None
     agreement: float | None = None
     escalated: Escalation | None = None
+    hedged: bool = False
+    unknown_usd: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from agentcloud.cluster.errors import (
     RetriesSpent,
 )
 from agentcloud.cluster.gpu_share import GpuShare
+from agentcloud.cluster.hedge_race import Race
 from agentcloud.cluster.inference_stream import InferenceStream
 from agentcloud.cluster.logs import bound_ids
 from agentcloud.cluster.message import RoutedMessage, with_receipt
@@ -124,19 +125,20 @@ class Inference:
         while True:
             opened = await self.lease(run, params)
             send = opened.send
+            race = Race(self, self._scheduler, self._clock, run, params, opened)
             try:
                 with bound_ids(call=send.call.call_id, endpoint=send.lease.endpoint.name):
-                    answer = await opened.endpoint.create(send.call)
+                    answer = await race.answer()
             except BackendError as error:
-                await self.after_failure(run, send, error)
+                await self.after_failure(run, race.opened.send, error)
                 continue
             except BaseException:
-                self._scheduler.settle(run.abandoned(send, self._clock.now()))
+                self._scheduler.settle(run.abandoned(race.opened.send, self._clock.now()))
                 raise
             message = answer.message
-            mark_message(message.content, opened.signer)
+            mark_message(message.content, race.opened.signer)
             settlement, receipt = run.succeeded(
-                send,
+                race.opened.send,
                 message.model,
                 message.usage,
                 answer.timings,
@@ -170,9 +172,9 @@ class Inference:
                 await self.after_failure(run, opened.send, error)
                 continue
             except BaseException:
-                self._release(run, opened.send)
+                self.release(run, opened.send)
                 raise
-            self._release(run, opened.send)
+            self.release(run, opened.send)
             return tokens
 
     async def close(self) -> None:
@@ -226,7 +228,7 @@ class Inference:
         try:
             if rest_s := run.rest_s(lease, self._clock.now()):
                 await self._clock.sleep(rest_s)
-            return self._ready(run, lease, params, asked_s)
+            return self.ready(run, lease, params, asked_s)
         except BaseException:
             self._scheduler.settle(run.unsent(lease))
             raise
@@ -244,7 +246,8 @@ class Inference:
                 timeout_s=left_s,
             ) from None
 
-    def _ready(self, run: Attempts, lease: Lease, params: Params, asked_s: float) -> Opened:
+    def ready(self, run: Attempts, lease: Lease, params: Params, asked_s: float) -> Opened:
+        """Make the send under a lease ready."""
         spec = lease.endpoint
         if (known := self._endpoints.get(spec)) is None:
             account = self.config.accounts[spec.account] if spec.account else None
@@ -286,7 +289,7 @@ class Inference:
         if decision.wait_s > 0:
             await self._clock.sleep(decision.wait_s)
 
-    def _release(self, run: Attempts, send: Send) -> None:
+    def release(self, run: Attempts, send: Send) -> None:
         """Give a lease back under which nothing was sent that costs."""
         if send.share is not None:
             send.share.end(send.mark, self._clock.now())

@@ -91,6 +91,7 @@ class LeaseBook:
         lifetime_s: float,
         now_s: float,
         fallback_from: str | None = None,
+        hedge_after_s: float | None = None,
     ) -> Lease:
         """Take slot, limits and money for the chosen endpoint.
 
@@ -124,6 +125,7 @@ class LeaseBook:
             now_s - submitted_s,
             lifetime_s,
             fallback_from,
+            hedge_after_s,
         )
         granted = Granted(
             lease,

@@ -23,6 +23,7 @@ from agentcloud.cluster.contracts import (
     EndpointSpec,
     LeaseRequest,
     LoadReport,
+    Outcome,
     Settlement,
 )
 from agentcloud.cluster.decisions import Decision, Granted, Refused
@@ -30,6 +31,7 @@ from agentcloud.cluster.demand import Demand, DemandBook, Expected
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, RetriesSpent
 from agentcloud.cluster.fallback import Fallbacks
+from agentcloud.cluster.hedging import Hedges
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
@@ -77,6 +79,8 @@ class SchedulerCore:
         self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
         self._dispatcher = Dispatcher(self._registry, self._conclude, self._refuse_unable)
         self._waiters: dict[str, Waiter] = {}
+        self._hedges = Hedges(config.hedge)
+        self._hedging: list[Waiter] = []
         self._fallbacks = Fallbacks(self._registry, config.fallbacks)
         self._silent: dict[str, float] = {}
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
@@ -99,6 +103,7 @@ class SchedulerCore:
         self._budgets.open((), config.fleet_budget_usd)
         self._quotas.configure(config.retry.ratio, config.retry.allowance)
         self._fallbacks.configure(config.fallbacks)
+        self._hedges.configure(config.hedge)
         self._retarget()
 
     def register(self, specs: Iterable[EndpointSpec]) -> None:
@@ -195,6 +200,11 @@ class SchedulerCore:
             why_target=target.why,
         )
         self._waiters[request.call_id] = waiter
+        if request.hedge:
+            if not self._hedges.has():
+                self._refuse(waiter, NoEndpoint("the share of calls that may be hedged is used up"))
+                return
+            self._hedging.append(waiter)
         self._dispatcher.add(waiter)
 
     def cancel(self, call_id: str) -> bool:
@@ -217,6 +227,8 @@ class SchedulerCore:
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
+            if settlement.outcome is Outcome.OK or settlement.beaten:
+                self._hedges.learn(ended.state.cls, now_s - ended.granted_s)
             if self._fallbacks:
                 self._heard_of(ended.state)
         if self._parking:
@@ -237,6 +249,11 @@ class SchedulerCore:
     def poll(self) -> Sequence[Decision]:
         """Decide all that can be decided now, each request once."""
         self._dispatcher.run(self._clock.now())
+        hedging, self._hedging = self._hedging, []
+        for waiter in hedging:
+            if not waiter.decided:
+                # Waiting its turn it would come too late, and hold up calls that have no answer.
+                self._refuse(waiter, NoEndpoint("no other endpoint is free for a second send"))
         decisions, self._decisions = self._decisions, []
         return decisions
 
@@ -323,6 +340,14 @@ class SchedulerCore:
             worst = ZERO
         else:
             obstacle = self._budgets.obstacle(path, worst)
+        if request.hedge and (
+            obstacle is not None
+            or choice.best.name in request.avoid
+            or not self._quotas.has(choice.best.name)
+        ):
+            why_not = "no other endpoint, money or retry quota is left for a second send"
+            self._refuse(waiter, NoEndpoint(why_not))
+            return True
         if obstacle is not None:
             self._blocked_by_money(waiter, obstacle, worst)
             return True
@@ -340,6 +365,9 @@ class SchedulerCore:
             request.routing.timeout_s or option.cls.spec.timeout_s or self.config.retry.timeout_s
         )
         lifetime_s = timeout_s + self.config.lease_timeout_s
+        if request.hedge:
+            why = f"second send beside a slow one: {why}"
+        idempotent = request.routing.idempotent and not request.hedge
         probes = choice.state is not None and not choice.state.circuit.is_answering
         lease = self._leases.grant(
             request,
@@ -350,12 +378,17 @@ class SchedulerCore:
             lifetime_s,
             now_s,
             waiter.asked if waiter.is_fallback else None,
+            self._hedges.after_s(option.cls) if idempotent else None,
         )
         self._demand.granted(choice, request.input_tokens)
         if later:
             self._quotas.later(lease.endpoint.name)
         elif request.attempt == 1:
             self._quotas.first(lease.endpoint.name)
+            if idempotent:
+                self._hedges.first()
+        if request.hedge:
+            self._hedges.take()
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
         if probes:

@@ -65,7 +65,13 @@ def weigh(group: Group, waiter: Waiter, now_s: float, usd_per_hour_waited: float
     A request with a deadline is judged by its own place.
     """
     avoid = _effective_avoid(group, now_s) if group.avoid else group.avoid
-    weighed = [_weigh_option(group, waiter, option, avoid, now_s) for option in group.options]
+    # Waiting for what is avoided would never end: it is free, and is not taken.
+    options = [
+        each
+        for each in group.options
+        if not avoid or any(name not in avoid for name in each.cls.members)
+    ]
+    weighed = [_weigh_option(group, waiter, option, avoid, now_s) for option in options]
     choice = Choice(weighed)
     if len(weighed) > 1:
         stuck = [each for each in weighed if each.state is None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 from agentcloud.cluster.contracts import LeaseRequest, Outcome, Policy, Routing, Settlement
@@ -102,6 +103,15 @@ def test_avoiding_is_a_wish() -> None:
     bed.core.mark_down("replica:m:1", "its process died")
     bed.wait(0.3)
     assert bed.leases["c2"].endpoint.name == "replica:m:0", "nothing else is answering"
+
+
+def test_a_dearer_endpoint_is_taken_rather_than_waiting_for_one_that_failed_the_call() -> None:
+    dearer = replace(hosted(), name="anthropic/claude-haiku-4-5", model="claude-haiku-4-5")
+    bed = Bed(hosted(), dearer)
+    cheap = bed.take("c0").endpoint.name
+    assert cheap == f"anthropic/{HAIKU}"
+    again = bed.take("c0.2", attempt=2, avoid=frozenset({cheap}))
+    assert again.endpoint.name == dearer.name
 
 
 def test_requests_wait_for_a_replica_that_is_down_and_go_when_it_is_back() -> None:
