@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from agentcloud.cluster.config import Hedge
 from agentcloud.cluster.contracts import Routing
+from agentcloud.cluster.errors import NoEndpoint
 from agentcloud.cluster.hedging import Hedges
 from agentcloud.cluster.pool import EndpointClass
-from tests.cluster.scheduling import Bed, fleet, ok, replica
+from tests.cluster.scheduling import Bed, fleet, hosted, ok, replica
 
 MARKED = Routing(idempotent=True)
 
@@ -80,3 +82,18 @@ def test_a_second_send_is_granted_at_once_elsewhere_or_refused() -> None:
     alone = Bed(replica(0))
     alone.ask("a.2h", **hedge)
     assert "no other endpoint" in str(alone.errors["a.2h"])
+
+
+def test_a_second_send_never_waits_for_money() -> None:
+    first, other = hosted(), replace(hosted(), name="anthropic/other")
+    bed = Bed(first, other)
+    worst = bed.take("probe").reserved_usd
+    bed.core.open_budget(("job:a",), worst)
+    routing = Routing(idempotent=True, budget=("job:a",))
+    slow = bed.take("a", routing=routing)
+    avoid = frozenset({slow.endpoint.name})
+    bed.ask("a.2h", attempt=2, hedge=True, routing=routing, avoid=avoid)
+    assert isinstance(bed.errors["a.2h"], NoEndpoint)
+    assert bed.core.snapshot()["waiting_for_budget"] == 0
+    bed.tell(ok(slow))
+    assert bed.core.inflight == 1, "the probe's alone"
