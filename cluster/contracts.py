@@ -80,6 +80,7 @@ class EndpointSpec:
         min_deadline_s: only calls that may take so long are for it, and no streams.
         timeout_s: the longest one send there may take; None: fleet.yaml's `retry.timeout_s`.
         prior_s: what a call there is taken to need before any was measured; None: as others.
+        kv_tokens: local: tokens that its KV cache holds; None when unknown.
     """
 
     name: str
@@ -97,6 +98,7 @@ class EndpointSpec:
     min_deadline_s: float = 0.0
     timeout_s: float | None = None
     prior_s: float | None = None
+    kv_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +173,12 @@ class LeaseRequest:
         holder: the process that asks; its leases end with it.
         cache_ttl: the longest `cache_control` mark of the request, whose writes cost most; None:
             it has none.
-        stream: the answer is wanted as it comes.
+        stream: the answer is wanted as it comes: the time to the first token counts, and not the
+            time to the last.
         paced: a later send that is not charged to the retry quota, see `retry.is_paced`.
         hedge: a second send beside the first: granted at once and on none of `avoid`, or refused.
+        prefix: hashes of the prompt's chunks, each over everything before it (prefix.py).
+        prefix_tokens: tokens up to the end of each chunk.
     """
 
     call_id: str
@@ -188,6 +193,9 @@ class LeaseRequest:
     cache_ttl: Literal["5m", "1h"] | None = "1h"
     paced: bool = False
     stream: bool = False
+    hedge: bool = False
+    prefix: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
 
     @property
     def patience_s(self) -> float:
@@ -198,8 +206,6 @@ class LeaseRequest:
         if routing.timeout_s is None:
             return routing.deadline_s
         return min(routing.deadline_s, routing.timeout_s)
-
-    hedge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,9 @@ class Granted:
     granted_s: float
     expires_s: float
     running: int
-    prompt_tokens: int
+    input_tokens: int
+    ahead: tuple[float, float]
+    kv: float
     max_output_tokens: int
 
 
@@ -107,10 +109,11 @@ class LeaseBook:
         hold = None
         if cls.limiter is not None:
             hold = cls.limiter.hold(request.input_tokens, request.max_output_tokens)
-        prompt_tokens = request.input_tokens + state.queued_prompt_tokens(now_s)
+        queue = state.queue
+        queue.drain(cls.predictor.ttft, now_s)
+        ahead = queue.tokens, queue.pairs
         state.circuit.on_grant()
-        state.inflight += 1
-        state.prompt_tokens_since += request.input_tokens
+        kv = state.taken(request, best.cached_tokens, now_s)
         cls.place(state, now_s)
         self._count += 1
         estimate = best.estimate
@@ -137,7 +140,9 @@ class LeaseBook:
             now_s,
             now_s + lifetime_s,
             state.running(now_s),
-            prompt_tokens,
+            request.input_tokens,
+            ahead,
+            kv,
             request.max_output_tokens,
         )
         self._open[lease.lease_id] = granted
@@ -164,7 +169,7 @@ class LeaseBook:
             return None
         self._forget_call(granted)
         state, cls = granted.state, granted.state.cls
-        state.inflight -= 1
+        state.given_back(granted.kv)
         cost_usd = settlement.cost_usd
         if cost_usd is None and not granted.lease.reserved_usd:
             # Nothing was reserved, and what a local call cost in GPU time may be unpriced.
@@ -224,7 +229,7 @@ class LeaseBook:
         del self._open[lease_id]
         self._forget_call(granted)
         state = granted.state
-        state.inflight -= 1
+        state.given_back(granted.kv)
         self.budgets.settle(granted.reservation, None if granted.lease.reserved_usd else ZERO)
         if state.cls.limiter is not None and granted.hold is not None:
             state.cls.limiter.settle(granted.hold, None, sent=True, now_s=now_s)

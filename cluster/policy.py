@@ -8,7 +8,7 @@ the predicted wait; there is no special case for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from agentcloud.cluster.contracts import Policy
@@ -30,6 +30,8 @@ class Candidate:
         wait_s: expected wait at the scheduler; 0.0: it could start now.
         service_s: expected time from sending to the last token.
         standing: why it is not free now, in words; empty when it is.
+        felt_s: the part of `service_s` that its caller waits for: of a stream that is read as it
+            comes, the time to its first token; None: all of it.
     """
 
     name: str
@@ -37,11 +39,17 @@ class Candidate:
     wait_s: float
     service_s: float
     standing: str
+    felt_s: float | None = field(default=None, kw_only=True)
 
     @property
     def total_s(self) -> float:
         """Predicted time to completion."""
         return self.wait_s + self.service_s
+
+    @property
+    def waited_s(self) -> float:
+        """Predicted time that the caller waits."""
+        return self.wait_s + (self.service_s if self.felt_s is None else self.felt_s)
 
 
 C = TypeVar("C", bound=Candidate)
@@ -49,7 +57,7 @@ C = TypeVar("C", bound=Candidate)
 
 def score_usd(candidate: Candidate, usd_per_s: float) -> float:
     """Money and time of a candidate on the one scale."""
-    return candidate.cost_usd + (candidate.wait_s + candidate.service_s) * usd_per_s
+    return candidate.cost_usd + candidate.waited_s * usd_per_s
 
 
 def choose(
@@ -78,7 +86,7 @@ def choose(
         return min(in_time, key=lambda index: score_usd(candidates[index], usd_per_s))
     best, best_usd = 0, float("inf")
     for index, candidate in enumerate(candidates):
-        usd = candidate.cost_usd + (candidate.wait_s + candidate.service_s) * usd_per_s
+        usd = candidate.cost_usd + candidate.waited_s * usd_per_s
         if usd < best_usd:
             best, best_usd = index, usd
     return best
@@ -92,7 +100,7 @@ def runner_up(
     best, best_usd = None, float("inf")
     for index, candidate in enumerate(candidates):
         if index != chosen:
-            usd = candidate.cost_usd + (candidate.wait_s + candidate.service_s) * usd_per_s
+            usd = candidate.cost_usd + candidate.waited_s * usd_per_s
             if usd < best_usd:
                 best, best_usd = candidate, usd
     return best

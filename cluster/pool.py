@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -10,14 +11,24 @@ from agentcloud.cluster.circuit import Circuit, Standing
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LoadReport
 from agentcloud.cluster.limits import AccountLimits, AdaptiveConcurrency
 from agentcloud.cluster.predict import Estimate, Predictor
+from agentcloud.cluster.prefill import PrefillQueue, pairs_of
+from agentcloud.cluster.prefix import Holding, PrefixIndex
 
 if TYPE_CHECKING:
+    from agentcloud.cluster.contracts import LeaseRequest
     from agentcloud.cluster.waiting import Group
 
 #: A load report older than this says nothing.
 STALE_S: Final = 5.0
 #: How many of the least loaded members of a class a choice compares.
-FEW: Final = 3
+FEW: Final = 8
+#: A replica whose calls are expected to need this share of its KV cache gets no more: beyond it the
+#: engine would queue them itself, or preempt and compute them again.
+_KV_FULL: Final = 0.95
+#: Chunks remembered of an endpoint that does not tell its cache's size: 8 million tokens of 512.
+_CHUNKS: Final = 16_384
+#: Tokens a chunk stands for when a cache's size is turned into chunks.
+_CHUNK_TOKENS: Final = 256
 
 
 class EndpointState:
@@ -29,9 +40,11 @@ class EndpointState:
         "cls",
         "concurrency",
         "foreign",
+        "holding",
         "inflight",
+        "kv_held",
         "load",
-        "prompt_tokens_since",
+        "queue",
         "slots",
         "slowness",
         "spec",
@@ -46,7 +59,9 @@ class EndpointState:
         self.slowness = 1.0
         self.load: LoadReport | None = None
         self.foreign = 0
-        self.prompt_tokens_since = 0
+        self.queue = PrefillQueue()
+        self.holding = Holding((spec.kv_tokens or _CHUNKS * _CHUNK_TOKENS) // _CHUNK_TOKENS)
+        self.kv_held = 0.0
         self.bucket = -1
         self.slots = 0
 
@@ -54,10 +69,13 @@ class EndpointState:
         """Take a load report in; calls it runs that we did not lease count as foreign."""
         self.load = load
         self.foreign = max(0, load.running + load.waiting - self.inflight)
-        self.prompt_tokens_since = 0
+        self.queue.correct(load.prompt_tokens_queued, load.at_s)
 
     def admits(self, now_s: float) -> bool:
         """Whether one more call may be granted here."""
+        kv_tokens = self.spec.kv_tokens
+        if kv_tokens is not None and self.kv_held >= _KV_FULL * kv_tokens and self.inflight:
+            return False
         return self.circuit.admits(self.inflight, self.concurrency.limit, now_s)
 
     def running(self, now_s: float) -> int:
@@ -66,30 +84,77 @@ class EndpointState:
             return self.inflight + self.foreign
         return self.inflight
 
-    def queued_prompt_tokens(self, now_s: float) -> int:
-        """Prompt tokens waiting to be read there: reported, and granted since."""
-        if self.load is None or now_s - self.load.at_s >= STALE_S:
-            return 0
-        return self.load.prompt_tokens_queued + self.prompt_tokens_since
-
-    def estimate(self, input_tokens: int, output_tokens: float, now_s: float) -> Estimate:
-        """What one more call would take here."""
-        if self.load is None:
-            return self.cls.predictor.estimate(
-                self.inflight + 1, float(input_tokens), output_tokens, self.slowness
-            )
-        return self.cls.predictor.estimate(
+    def estimate(
+        self, input_tokens: int, output_tokens: float, now_s: float, cached_tokens: int = 0
+    ) -> Estimate:
+        """What one more call would take here, `cached_tokens` of its prompt being in the cache."""
+        queue, predictor = self.queue, self.cls.predictor
+        own = float(input_tokens - cached_tokens)
+        pairs = own * (cached_tokens + 0.5 * own)
+        if queue.tokens:
+            queue.drain(predictor.ttft, now_s)
+        return predictor.estimate(
             self.running(now_s) + 1,
-            float(input_tokens + self.queued_prompt_tokens(now_s)),
+            own + queue.tokens,
             output_tokens,
             self.slowness,
+            pairs + queue.pairs,
         )
+
+    def cached_tokens(self, request: LeaseRequest) -> int:
+        """Prompt tokens of a request that its cache is taken to hold; never all of them."""
+        if not request.prefix:
+            return 0
+        depth = PrefixIndex.depth(self, request.prefix)
+        return min(request.prefix_tokens[depth - 1], request.input_tokens - 1) if depth else 0
+
+    def taken(self, request: LeaseRequest, cached_tokens: int, now_s: float) -> float:
+        """A call was granted here: its prompt is queued, its prefix will be cached.
+
+        Returns:
+            Tokens of KV cache that it is expected to hold, to be given back at its end.
+        """
+        self.inflight += 1
+        own = float(request.input_tokens - cached_tokens)
+        cls = self.cls
+        if cls.is_local:
+            self.queue.drain(cls.predictor.ttft, now_s)
+            self.queue.add(own, pairs_of(own, cached_tokens))
+        if request.prefix:
+            cls.prefixes.insert(self, request.prefix)
+        kv = own + cls.predictor.output_tokens(request.max_output_tokens)
+        self.kv_held += kv
+        return kv
+
+    def given_back(self, kv: float) -> None:
+        """A call ended here."""
+        self.inflight -= 1
+        self.kv_held = max(0.0, self.kv_held - kv) if self.inflight else 0.0
 
     def __repr__(self) -> str:
         return (
             f"<Endpoint {self.spec.name} {self.circuit.standing} "
             f"{self.inflight}/{self.concurrency.limit}>"
         )
+
+
+@dataclass(slots=True)
+class Pick:
+    """A member that could start a call now, and what the call would take there.
+
+    Attributes:
+        felt_s: the time that its caller would wait for it (`felt`).
+    """
+
+    state: EndpointState
+    estimate: Estimate
+    cached_tokens: int
+    felt_s: float
+
+
+def felt(estimate: Estimate, request: LeaseRequest) -> float:
+    """Seconds that a caller waits: to the end of an answer, or for a stream to its first token."""
+    return estimate.ttft_s if request.stream and estimate.ttft_known else estimate.total_s
 
 
 ClassKey = tuple[object, ...]
@@ -108,6 +173,7 @@ def class_key(spec: EndpointSpec) -> ClassKey:
         spec.max_output_tokens,
         spec.max_concurrency,
         spec.usd_per_hour,
+        spec.kv_tokens,
     )
 
 
@@ -127,6 +193,7 @@ class EndpointClass:
         "limiter",
         "members",
         "predictor",
+        "prefixes",
         "slots",
         "spec",
         "start_s",
@@ -138,6 +205,7 @@ class EndpointClass:
         self.spec = spec
         self.limiter = limiter
         self.predictor = Predictor()
+        self.prefixes = PrefixIndex()
         self.members: dict[str, EndpointState] = {}
         self.slots = 0
         self.backlog = 0
@@ -187,25 +255,39 @@ class EndpointClass:
         return lowest < len(buckets)
 
     def pick(
-        self, input_tokens: int, output_tokens: float, avoid: frozenset[str], now_s: float
-    ) -> tuple[EndpointState, Estimate] | None:
-        """The best of the few least loaded members that are not avoided, and its estimate."""
+        self, request: LeaseRequest, output_tokens: float, avoid: frozenset[str], now_s: float
+    ) -> Pick | None:
+        """The best of the few least loaded members and of those that hold the longest prefix."""
         if not self.has_room():
             return None
-        best: tuple[EndpointState, Estimate] | None = None
-        seen = 0
+        best: Pick | None = None
+        for state in self._few(request, avoid, now_s):
+            cached = state.cached_tokens(request) if request.prefix else 0
+            estimate = state.estimate(request.input_tokens, output_tokens, now_s, cached)
+            felt_s = felt(estimate, request)
+            if best is None or felt_s < best.felt_s:
+                best = Pick(state, estimate, cached, felt_s)
+        return best
+
+    def _few(
+        self, request: LeaseRequest, avoid: frozenset[str], now_s: float
+    ) -> list[EndpointState]:
+        found: list[EndpointState] = []
         buckets = self._buckets
         for inflight in range(self._lowest, len(buckets)):
             for state in buckets[inflight].values():
-                if avoid and state.spec.name in avoid:
-                    continue
-                estimate = state.estimate(input_tokens, output_tokens, now_s)
-                if best is None or estimate.total_s < best[1].total_s:
-                    best = state, estimate
-                seen += 1
-                if seen == FEW:
-                    return best
-        return best
+                if not avoid or state.spec.name not in avoid:
+                    found.append(state)
+                    if len(found) == FEW:
+                        break
+            else:
+                continue
+            break
+        if request.prefix:
+            for state in self.prefixes.longest(request.prefix)[1]:
+                if state not in found and state.admits(now_s) and state.spec.name not in avoid:
+                    found.append(state)
+        return found
 
     def full_estimate(self, input_tokens: int, output_tokens: float) -> Estimate:
         """What a call would take on a member whose slots are all taken."""

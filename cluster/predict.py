@@ -1,13 +1,12 @@
 """Pure: time to first token and time per token of a class of equal endpoints, learned online.
 
-Two straight lines, each fitted to the settled calls with exponential forgetting:
+- time per output token: a straight line over the number of calls running at the grant, fitted to
+  the settled calls with exponential forgetting;
+- time to first token: prefill.py's model of the prompt work in front of it.
 
-- time per output token over the number of calls running at the grant;
-- time to first token over the prompt tokens to be read first (queued ones and the call's own).
-
-A line with data at one load only is flat; slopes and intercepts are never negative. Endpoints of
-a class share the lines, and each has its own `slowness` ratio, so that a replica on a slow node
-is told apart without waiting for it to collect data of its own.
+A line with data at one load only is flat; nothing fitted is negative. Endpoints of a class share
+what is fitted, and each has its own `slowness` ratio, so that a replica on a slow node is told
+apart without waiting for it to collect data of its own.
 
 Caveat: `running` is taken at the grant, not integrated over the call; forgetting over about fifty
 calls keeps up with a load that changes more slowly than that.
@@ -17,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
+
+from agentcloud.cluster.prefill import PrefillModel, pairs_of
 
 #: Weight kept by older calls at each new one: a memory of about 50 calls.
 FORGET: Final = 0.98
@@ -89,7 +90,7 @@ class Predictor:
     __slots__ = ("_lengths", "per_token", "ttft")
 
     def __init__(self) -> None:
-        self.ttft = Line()
+        self.ttft = PrefillModel()
         self.per_token = Line()
         self._lengths: dict[int, float] = {}
 
@@ -98,6 +99,7 @@ class Predictor:
         *,
         running: int,
         prompt_tokens: float,
+        prompt_pairs: float | None = None,
         max_output_tokens: int,
         output_tokens: int,
         ttft_s: float | None,
@@ -108,7 +110,8 @@ class Predictor:
 
         Args:
             running: calls on the endpoint at the grant, this one included.
-            prompt_tokens: tokens to be read before its first token, queued ones included.
+            prompt_tokens: uncached tokens to be read before its first token, queued ones included.
+            prompt_pairs: their attention pairs; None: as of one uncached prompt.
             max_output_tokens: what the request allowed.
             output_tokens: what was generated.
             ttft_s: measured, or None.
@@ -117,7 +120,8 @@ class Predictor:
         """
         self._learn_length(max_output_tokens, float(output_tokens))
         if ttft_s is not None:
-            self.ttft.learn(prompt_tokens, ttft_s)
+            pairs = pairs_of(prompt_tokens, 0.0) if prompt_pairs is None else prompt_pairs
+            self.ttft.learn(prompt_tokens, pairs, float(running), ttft_s)
         if generation_s is not None and output_tokens > 1:
             self.per_token.learn(float(running), generation_s / (output_tokens - 1))
         elif ttft_s is None and service_s is not None and output_tokens > 0:
@@ -140,13 +144,19 @@ class Predictor:
         return expected if expected < max_output_tokens else float(max_output_tokens)
 
     def estimate(
-        self, running: int, prompt_tokens: float, output_tokens: float, slowness: float = 1.0
+        self,
+        running: int,
+        prompt_tokens: float,
+        output_tokens: float,
+        slowness: float = 1.0,
+        prompt_pairs: float | None = None,
     ) -> Estimate:
         """What a call of `output_tokens` would take with `running` calls, itself included."""
         ttft, per_token = self.ttft, self.per_token
         ttft_known, known = ttft.samples > 0, per_token.samples > 0
         if ttft_known:
-            ttft_s = (ttft.intercept + ttft.slope * prompt_tokens) * slowness
+            pairs = 0.5 * prompt_tokens * prompt_tokens if prompt_pairs is None else prompt_pairs
+            ttft_s = ttft.at(prompt_tokens, pairs, running) * slowness
         else:
             # A wire that never tells the first token has it inside its time per token.
             ttft_s = 0.0 if known else PRIOR_TTFT_S

@@ -114,6 +114,7 @@ class Registry:
             return
         cls = state.cls
         del cls.members[name]
+        cls.prefixes.drop(state)
         cls.place(state, now_s)
         if not cls.members or name in self._pins:
             # What it has learned is kept for a member that comes back: the class stays known.

@@ -145,6 +145,13 @@ class SchedulerCore:
             now_s,
         )
 
+    def report_prefixes(self, told: Mapping[str, tuple[Iterable[int], Iterable[int]]]) -> None:
+        """Take in what replicas have stored in their prefix caches, and what they have evicted."""
+        for name, (added, removed) in told.items():
+            state = self._registry.endpoints.get(name)
+            if state is not None:
+                state.cls.prefixes.told(state, added, removed)
+
     def mark_down(self, name: str, why: str) -> None:
         """Give an endpoint no calls until it is registered again; requests wait for it."""
         now_s = self._clock.now()

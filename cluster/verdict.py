@@ -8,6 +8,7 @@ from agentcloud.cluster.contracts import Outcome, Settlement, TokenUsage
 from agentcloud.cluster.limits import cooldown_s
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.predict import blend_slowness
+from agentcloud.cluster.prefill import pairs_of
 from agentcloud.cluster.retry import HEALTH_KINDS, RATE_LIMIT_KIND
 
 
@@ -16,7 +17,8 @@ class Sent(Protocol):
 
     state: EndpointState
     running: int
-    prompt_tokens: int
+    input_tokens: int
+    ahead: tuple[float, float]
     max_output_tokens: int
 
 
@@ -69,14 +71,22 @@ def learn(sent: Sent, settlement: Settlement, usage: TokenUsage) -> None:
         service_s = max(0.0, timings.total_s - (timings.queue_s or 0.0))
     state = sent.state
     predictor = state.cls.predictor
-    prompt_tokens = float(sent.prompt_tokens)
+    # The share that the endpoint says it had cached, of the prompt as it was estimated.
+    share = usage.cache_read_tokens / usage.prompt_tokens if usage.cache_read_tokens else 0.0
+    cached = share * sent.input_tokens
+    own = sent.input_tokens - cached
+    prompt_tokens = own + sent.ahead[0]
+    prompt_pairs = pairs_of(own, cached) + sent.ahead[1]
     if service_s is not None:
-        expected = predictor.estimate(sent.running, prompt_tokens, float(usage.output_tokens))
+        expected = predictor.estimate(
+            sent.running, prompt_tokens, float(usage.output_tokens), 1.0, prompt_pairs
+        )
         if expected.known:
             state.slowness = blend_slowness(state.slowness, service_s, expected.total_s)
     predictor.learn(
         running=sent.running,
         prompt_tokens=prompt_tokens,
+        prompt_pairs=prompt_pairs,
         max_output_tokens=sent.max_output_tokens,
         output_tokens=usage.output_tokens,
         ttft_s=timings.ttft_s,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from agentcloud.cluster.contracts import LeaseRequest
 from agentcloud.cluster.policy import Candidate, choose, reason, runner_up
-from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.pool import EndpointState, Pick, felt
 from agentcloud.cluster.predict import Estimate
 from agentcloud.cluster.waiting import Group, Option, Waiter
 
@@ -25,6 +26,7 @@ class Weighed(Candidate):
         limit_s: seconds until the account's limits admit it; 0.0 when they do.
         rate: calls a second that the class takes when saturated; counts only when waiting.
         delay_s: seconds until it takes calls at all (a cooldown, a limit).
+        cached_tokens: prompt tokens that its cache is taken to hold.
     """
 
     option: Option
@@ -33,6 +35,7 @@ class Weighed(Candidate):
     limit_s: float = 0.0
     rate: float = 0.0
     delay_s: float = 0.0
+    cached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -110,25 +113,28 @@ def _weigh_option(
     input_tokens, cls = request.input_tokens, option.cls
     output_tokens = cls.predictor.output_tokens(request.max_output_tokens)
     cost_usd = input_tokens * option.usd_per_input + output_tokens * option.usd_per_output
-    found = _find(group, option, input_tokens, output_tokens, avoid, now_s)
+    found = _find(group, option, request, output_tokens, avoid, now_s)
     if found is None:
         estimate = cls.full_estimate(input_tokens, output_tokens)
         total_s = estimate.total_s
         cost_usd += total_s * cls.usd_per_s / cls.spec.max_concurrency
         name = group.pin or cls.name
-        each = Weighed(name, cost_usd, 0.0, total_s, "", option, None, estimate)
+        felt_s = felt(estimate, request)
+        each = Weighed(name, cost_usd, 0.0, total_s, "", option, None, estimate, felt_s=felt_s)
         if not cls.slots:
             opens_s = cls.opens_in_s(now_s)
             each.delay_s = (cls.start_s or DOWN_GUESS_S) if opens_s is None else opens_s
     else:
-        state, estimate = found
+        state, estimate = found.state, found.estimate
         total_s = estimate.total_s
         # A GPU that is paid for costs nothing more while it idles; a call on a busy one takes the
         # place of others and costs its share of the time. The square of the utilisation keeps
         # a half-used GPU nearly free.
         busy = state.inflight / cls.spec.max_concurrency
         cost_usd += total_s * cls.usd_per_s * busy * busy / (state.inflight + 1)
-        each = Weighed(state.spec.name, cost_usd, 0.0, total_s, "", option, state, estimate)
+        name = state.spec.name
+        each = Weighed(name, cost_usd, 0.0, total_s, "", option, state, estimate)
+        each.felt_s, each.cached_tokens = found.felt_s, found.cached_tokens
         # First come, first served at each endpoint: whoever waits for it goes first.
         front = cls.front()
         if (
@@ -154,18 +160,20 @@ def _weigh_option(
 def _find(
     group: Group,
     option: Option,
-    input_tokens: int,
+    request: LeaseRequest,
     output_tokens: float,
     avoid: frozenset[str],
     now_s: float,
-) -> tuple[EndpointState, Estimate] | None:
+) -> Pick | None:
     cls = option.cls
     if group.pin is None:
-        return cls.pick(input_tokens, output_tokens, avoid, now_s)
+        return cls.pick(request, output_tokens, avoid, now_s)
     state = cls.members.get(group.pin)
     if state is None or not state.admits(now_s):
         return None
-    return state, state.estimate(input_tokens, output_tokens, now_s)
+    cached = state.cached_tokens(request)
+    estimate = state.estimate(request.input_tokens, output_tokens, now_s, cached)
+    return Pick(state, estimate, cached, felt(estimate, request))
 
 
 def _add_waits(group: Group, waiter: Waiter, stuck: list[Weighed]) -> None:
