@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import ray
 
+from agentcloud.cluster.batch_client import BatchClient, BatchEndpoint
+from agentcloud.cluster.batcher_actor import BatcherPort
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     RAY_NAMESPACE,
@@ -24,6 +26,7 @@ from agentcloud.cluster.scheduler_client import SchedulerClient
 
 def endpoint_opener(config: FleetConfig) -> Callable[[EndpointSpec], Endpoint]:
     """What opens the endpoints of a fleet in this process; nothing is connected by opening."""
+    batches = BatchClient(BatcherPort())
 
     def opened(spec: EndpointSpec) -> Endpoint:
         if spec.kind is EndpointKind.LOCAL:
@@ -33,9 +36,8 @@ def endpoint_opener(config: FleetConfig) -> Callable[[EndpointSpec], Endpoint]:
                 f"{spec.name} names account {spec.account!r}, which is not there; add it",
                 where="fleet.yaml: accounts",
             )
-        if spec.batch:
-            raise ConfigError("the batch lane is not wired yet", where=spec.name)
-        return HostedEndpoint(spec, config.accounts[spec.account])
+        direct = HostedEndpoint(spec, config.accounts[spec.account])
+        return BatchEndpoint(spec, batches, direct) if spec.batch else direct
 
     return opened
 

@@ -113,6 +113,10 @@ class Overloaded(BackendError):
         self.retry_after_s = retry_after_s
 
 
+class BatchFailed(Overloaded):
+    """A call of a batch failed there, or its batch expired; it cost nothing, another may do."""
+
+
 class ReplicaLost(BackendError):
     """The replica (or its engine) died with the call on it; a local call costs nothing."""
 

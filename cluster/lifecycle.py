@@ -14,8 +14,15 @@ from typing import Any
 
 import ray
 
+from agentcloud.cluster.batcher_actor import start_batcher
 from agentcloud.cluster.config import FleetConfig
-from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NAME, EndpointSpec
+from agentcloud.cluster.contracts import (
+    BATCHER_NAME,
+    FLEET_NAME,
+    RAY_NAMESPACE,
+    SCHEDULER_NAME,
+    EndpointSpec,
+)
 from agentcloud.cluster.endpoints import check_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fleet import FleetActor, FleetStatus
@@ -73,11 +80,21 @@ def up(
         raise ConfigError("a fleet is up on this cluster already; `agentcloud down` stops it")
     check_fleet(config, where=where)
     scheduler = start_scheduler(config)
+    batcher = None
+    if any(hosted.batch for hosted in config.hosted.values()):
+        batcher = start_batcher(config)
     fleet = FleetActor.options(
         name=FLEET_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0
     ).remote(config, where)
     try:
         ray.get(scheduler.ping.remote(), timeout=60)
+        if batcher is not None:
+            try:
+                ray.get(batcher.snapshot.remote(), timeout=60)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ConfigError):
+                    raise error.cause from None
+                raise
         ray.get(fleet.start.remote(), timeout=60)
         _wait_until_ready(fleet, on_progress, timeout_s)
         endpoints = ray.get(fleet.endpoints.remote(), timeout=CONTROL_TIMEOUT_S)
@@ -99,7 +116,11 @@ def down() -> bool:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(fleet.stop.remote(), timeout=STOP_TIMEOUT_S)
             stopped = True
-    for actor in (fleet, scheduler):
+    batcher = _actor(BATCHER_NAME)
+    if batcher is not None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(batcher.stop.remote(), timeout=STOP_TIMEOUT_S)
+    for actor in (fleet, scheduler, batcher):
         if actor is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)

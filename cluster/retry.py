@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentcloud.cluster.config import Retry
-from agentcloud.cluster.errors import BackendError, RateLimited, ReplicaLost
+from agentcloud.cluster.errors import BackendError, BatchFailed, RateLimited, ReplicaLost
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ def is_unusable(error: BaseException) -> bool:
 def is_paced(error: BackendError) -> bool:
     """Whether sending the call again cannot feed a storm, so that no retry quota is charged.
 
-    Two cases: a rate limit (nothing was worked on, and the scheduler itself holds the account back
-    for as long as it was told), and a replica that is gone (its calls move to others, which takes
-    the place of the load it had).
+    Three cases: a rate limit (nothing was worked on, and the scheduler itself holds the account
+    back for as long as it was told), a batch's failure (batches take hours), and a replica that is
+    gone (its calls move to others, which takes the place of the load it had).
     """
-    return isinstance(error, ReplicaLost) or classify(error) == RATE_LIMIT_KIND
+    return isinstance(error, ReplicaLost | BatchFailed) or classify(error) == RATE_LIMIT_KIND
 
 
 def classify(error: BackendError) -> str:
@@ -166,8 +166,9 @@ def _again(
     error: BackendError, kind: str, attempt: int, retry: Retry, rng: random.Random
 ) -> Wait | Elsewhere:
     # Four cases: the account is out of its limit (another is not; this one rests as long as it
-    # said), a conflict (the same request again, later), a replica that died (nothing to wait for
-    # elsewhere), an endpoint in trouble (elsewhere, after a backoff that spreads the retries).
+    # said), a conflict or a batch's failure (the same request again, later), a replica that died
+    # (nothing to wait for elsewhere), an endpoint in trouble (elsewhere, after a backoff that
+    # spreads the retries).
     asked_s = retry_after_of(error)
     paid = "; the lost answer may have been paid for" if error.maybe_paid else ""
     where = _where(error)
@@ -175,9 +176,9 @@ def _again(
         rest_s = backoff_s(attempt, retry, rng) if asked_s is None else asked_s
         said = "own backoff" if asked_s is None else "as it asked"
         return Elsewhere(0.0, f"{where} is rate limited for {rest_s:.3g} s ({said}){paid}", rest_s)
-    if kind == CONFLICT_KIND:
+    if kind == CONFLICT_KIND or isinstance(error, BatchFailed):
         wait_s = max(backoff_s(attempt, retry, rng), asked_s or 0.0)
-        return Wait(wait_s, f"{where} reports a conflict{paid}")
+        return Wait(wait_s, f"{where} failed with {kind}, no fault of the endpoint{paid}")
     if isinstance(error, ReplicaLost):
         wait_s = 0.0 if attempt == 1 else backoff_s(attempt, retry, rng)
         return Elsewhere(wait_s, f"{where} was lost{paid}")

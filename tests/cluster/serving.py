@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from agentcloud.cluster.batch_client import BatchClient, BatchEndpoint
+from agentcloud.cluster.batch_wire import BatchPort
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, FakeClock, SystemClock
 from agentcloud.cluster.config import FleetConfig, parse_fleet
@@ -117,13 +119,18 @@ async def serving(
     *,
     clock: Clock | None = None,
     local: EndpointSpec | None = None,
+    batches: BatchPort | None = None,
+    url: str | None = None,
     **changes: Any,
 ) -> AsyncIterator[Served]:
-    """Serve, by the running replica `local` too; afterwards no lease or money may be held."""
+    """Serve, by the running replica `local` too; afterwards no lease or money may be held.
+
+    `batches` sends batches, to the server at `url`.
+    """
     monkeypatch.setenv(KEY_ENV, CANARY)
     clock = clock or SystemClock()
     async with Sandbox(sandbox_config) as sandbox:
-        config = fleet(sandbox.url, **changes)
+        config = fleet(url or sandbox.url, **changes)
         core = SchedulerCore(
             config, load_catalog().with_overrides(config.hosted), clock, random.Random(1)
         )
@@ -133,7 +140,11 @@ async def serving(
         def opened(spec: EndpointSpec) -> Endpoint:
             if spec.account is None:
                 return LocalEndpoint(spec)
-            return HostedEndpoint(spec, config.accounts[spec.account])
+            direct = HostedEndpoint(spec, config.accounts[spec.account])
+            if spec.batch:
+                assert batches is not None
+                return BatchEndpoint(spec, BatchClient(batches, beat_s=0.02), direct)
+            return direct
 
         inference = Inference(scheduler, opened, config, clock, rng=random.Random(2))
         try:
