@@ -201,7 +201,7 @@ class LeaseRequest:
     def patience_s(self) -> float:
         """How long the caller has said that it can wait for the whole answer; 0.0: not at all."""
         routing = self.routing
-        if self.stream or routing.deadline_s is None:
+        if self.stream or self.hedge or routing.deadline_s is None:
             return 0.0
         if routing.timeout_s is None:
             return routing.deadline_s

@@ -374,7 +374,8 @@ class SchedulerCore:
         lifetime_s = timeout_s + self.config.lease_timeout_s
         if request.hedge:
             why = f"second send beside a slow one: {why}"
-        idempotent = request.routing.idempotent and not request.hedge
+        # A batch is slow on purpose.
+        idempotent = request.routing.idempotent and not request.hedge and not option.cls.spec.batch
         probes = choice.state is not None and not choice.state.circuit.is_answering
         lease = self._leases.grant(
             request,
