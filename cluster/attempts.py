@@ -115,6 +115,8 @@ class Attempts:
         self._unknown_usd = _ZERO
         self._spent_unknown = False
         self._hedged = False
+        self._before: TokenUsage | None = None
+        self._continued_from: str | None = None
         self._rest_until_s: dict[str, float] = {}
         self._last: BackendError | None = None
         self.attempt = 0
@@ -163,6 +165,24 @@ class Attempts:
             paced=self._last is not None and is_paced(self._last),
             routing=replace(self._routing, deadline_s=left_s),
         )
+
+    def continues(self, params: Params, broken: Send, usage: Usage | None) -> None:
+        """From now on the rest of a broken stream is asked for: its next part, `params`.
+
+        Args:
+            params: the request with the text so far as its last turn.
+            broken: the send that broke.
+            usage: its usage, as far as it was told.
+        """
+        self._request = replace(
+            self._request,
+            input_tokens=estimated_input_tokens(params),
+            max_output_tokens=params["max_tokens"],
+            needs=self._request.needs | needs_of(params),
+        )
+        self._continued_from = broken.lease.endpoint.name
+        if usage is not None:
+            self._before = _both(self._before, token_usage(usage))
 
     def hedge_request(self, slow: str, now_s: float) -> LeaseRequest | None:
         """The request for a second send beside the one that is slow at `slow`; None: no more."""
@@ -238,18 +258,23 @@ class Attempts:
             endpoint=endpoint.name,
             model=served_by if endpoint.kind is EndpointKind.HOSTED else endpoint.model,
             kind=endpoint.kind,
-            reason=lease.reason,
+            reason=(
+                lease.reason
+                if self._continued_from is None
+                else f"goes on from {self._continued_from}: {lease.reason}"
+            ),
             cost_usd=(
                 None if cost_usd is None or self._spent_unknown else cost_usd + self._spent_usd
             ),
             attempts=self.attempt,
-            usage=tokens,
+            usage=_both(self._before, tokens),
             timings=full,
             spent_elsewhere_usd=self._spent_usd,
             fallback_from=lease.fallback_from,
             batch=endpoint.batch,
             # Of local models, beside the usage that the API defines.
             mean_logprob=getattr(usage, "mean_logprob", None),
+            continued_from=self._continued_from,
             hedged=self._hedged,
             unknown_usd=self._unknown_usd,
         )
@@ -264,7 +289,13 @@ class Attempts:
         return settlement, receipt
 
     def failed(
-        self, send: Send, error: BackendError, now_s: float, *, delivered: bool = False
+        self,
+        send: Send,
+        error: BackendError,
+        now_s: float,
+        *,
+        delivered: bool = False,
+        goes_on: bool = False,
     ) -> tuple[Settlement, Decision]:
         """Settle a failed send and say what to do next.
 
@@ -273,8 +304,9 @@ class Attempts:
             error: what the endpoint raised.
             now_s: the clock.
             delivered: part of the answer has reached the caller.
+            goes_on: that part is kept, and the rest asked for elsewhere.
         """
-        settlement = self._failure(send, error, now_s)
+        settlement = self._failure(send, error, now_s, delivered=delivered)
         decision = decide(
             error,
             self.attempt,
@@ -283,7 +315,7 @@ class Attempts:
             self._rng,
             max_attempts=self._routing.max_attempts,
             deadline_s=self._routing.deadline_s,
-            delivered=delivered,
+            delivered=delivered and not goes_on,
         )
         if (
             not isinstance(decision, Fail)
@@ -300,20 +332,25 @@ class Attempts:
         self._rest_until_s.setdefault(send.lease.endpoint.name, now_s)
         return self._failure(send, error, now_s)
 
-    def _failure(self, send: Send, error: BackendError, now_s: float) -> Settlement:
+    def _failure(
+        self, send: Send, error: BackendError, now_s: float, *, delivered: bool = False
+    ) -> Settlement:
         endpoint = send.lease.endpoint
-        _share_s(send, now_s)
+        share_s = _share_s(send, now_s)
         if error.endpoint is None:
             error.endpoint = endpoint.name
-        # A local failure costs nothing; a hosted answer that was lost may have cost its worst.
+        # A local failure costs nothing, but what has been delivered took its GPU time; a hosted
+        # answer that was lost may have cost its worst.
         unknown = error.maybe_paid and endpoint.kind is EndpointKind.HOSTED
         self._last = error
-        if unknown:
-            self._spent(send.lease, None)
+        cost_usd = None if unknown else _ZERO
+        if delivered and endpoint.kind is EndpointKind.LOCAL:
+            cost_usd = gpu_seconds_usd(share_s, 1, endpoint.usd_per_hour)
+        self._spent(send.lease, cost_usd)
         return Settlement(
             lease_id=send.lease.lease_id,
             outcome=Outcome.UNKNOWN if unknown else Outcome.FAILED,
-            cost_usd=None if unknown else _ZERO,
+            cost_usd=cost_usd,
             timings=Timings(queue_s=send.lease.queued_s, total_s=now_s - send.sent_s),
             error_kind=error.kind,
             retry_after_s=error.retry_after_s,
@@ -388,6 +425,17 @@ def token_usage(usage: Usage) -> TokenUsage:
         cache_write_tokens=usage.cache_creation_input_tokens or 0,
         cache_read_tokens=usage.cache_read_input_tokens or 0,
         output_tokens=usage.output_tokens,
+    )
+
+
+def _both(one: TokenUsage | None, other: TokenUsage) -> TokenUsage:
+    if one is None:
+        return other
+    return TokenUsage(
+        one.input_tokens + other.input_tokens,
+        one.cache_write_tokens + other.cache_write_tokens,
+        one.cache_read_tokens + other.cache_read_tokens,
+        one.output_tokens + other.output_tokens,
     )
 
 

@@ -143,6 +143,8 @@ class Routing:
             fleet.yaml's `fallbacks:` say.
         mean_logprob: ask for the answer's mean log-probability too (`Receipt.mean_logprob`), which
             only local models can tell; unary calls only.
+        continuation: a stream that breaks after part of its text is carried on by another endpoint,
+            where that is possible; without it such a stream ends in `StreamBroken`.
         idempotent: the call may be sent twice at once when it is slow (fleet.yaml's `hedge:`); both
             sends are paid for.
     """
@@ -159,6 +161,7 @@ class Routing:
     extra_sends: ExtraSends | None = None
     fallback: bool | None = None
     mean_logprob: bool = False
+    continuation: bool = False
     idempotent: bool = False
 
 
@@ -341,6 +344,8 @@ class Receipt:
             not asked for, or not told.
         agreement: of a cascade's sample: the share of its samples that say the commonest thing.
         escalated: the cheaper tiers that were asked before, on the first call after them.
+        continued_from: the endpoint that served the beginning of a stream which broke there;
+            `usage` and cost are of all its parts. None: one endpoint served it whole.
         hedged: it was slow and sent a second time; the other send's cost is part of the call's.
         unknown_usd: the most that those of its sends may have cost whose cost is unknown: it stays
             charged to every budget, and `cost_usd` is None while it is not zero.
@@ -362,6 +367,7 @@ class Receipt:
     mean_logprob: float | None = None
     agreement: float | None = None
     escalated: Escalation | None = None
+    continued_from: str | None = None
     hedged: bool = False
     unknown_usd: Decimal = Decimal(0)
 

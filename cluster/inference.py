@@ -151,8 +151,8 @@ class Inference:
     def stream(self, params: Params, routing: Routing = _DEFAULT_ROUTING) -> InferenceStream:
         """Serve one call as raw events: `async with` it, iterate, then read its `receipt`.
 
-        Until its first content event a stream is retried like any call; after it never: it ends
-        in `StreamBroken`.
+        Until its first content event a stream is retried like any call; after it never, unless
+        `routing.continuation` asks for it: it ends in `StreamBroken`.
         """
         return InferenceStream(self, self._scheduler, self._clock, params, routing)
 
@@ -266,13 +266,22 @@ class Inference:
             mark = share.begin(now_s)
         return Opened(Send(lease, call, now_s, share, mark or 0.0), endpoint, signer)
 
-    async def after_failure(self, run: Attempts, send: Send, error: BackendError) -> None:
+    async def after_failure(
+        self, run: Attempts, send: Send, error: BackendError, *, goes_on: bool = False
+    ) -> None:
         """Settle a failed send; return when the next may be tried.
+
+        Args:
+            run: its call.
+            send: the send.
+            error: what its endpoint raised.
+            goes_on: it delivered part of a stream, of which the rest is to be asked for.
 
         Raises:
             BackendError: the error, where there is to be no other send.
         """
-        settlement, decision = run.failed(send, error, self._clock.now())
+        now_s = self._clock.now()
+        settlement, decision = run.failed(send, error, now_s, delivered=goes_on, goes_on=goes_on)
         self._scheduler.settle(settlement)
         error.sends = run.attempt
         log.warning(

@@ -348,11 +348,9 @@ class SchedulerCore:
         else:
             obstacle = self._budgets.obstacle(path, worst)
         if request.hedge and (
-            obstacle is not None
-            or choice.best.name in request.avoid
-            or not self._quotas.has(choice.best.name)
+            choice.best.name in request.avoid or not self._quotas.has(choice.best.name)
         ):
-            why_not = "no other endpoint, money or retry quota is left for a second send"
+            why_not = "no other endpoint or retry quota is left for a second send"
             self._refuse(waiter, NoEndpoint(why_not))
             return True
         if obstacle is not None:

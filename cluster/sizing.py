@@ -65,6 +65,11 @@ def estimated_input_tokens(params: Params) -> int:
     return tokens
 
 
+def text_tokens(text: str) -> int:
+    """Tokens of a text, estimated from above."""
+    return _weigh(text)
+
+
 def _thinking_needs(thinking: Mapping[str, Any]) -> set[Feature]:
     kind = thinking.get("type")
     if kind == "enabled":
