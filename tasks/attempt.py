@@ -72,6 +72,7 @@ async def _attempt(
         task_id=task.id,
         item=task.item,
         budget=path,
+        deadline_s=_deadline_s(spec),
         attempts=attempts,
         budgets=budgets.states,
     )
@@ -165,8 +166,8 @@ def json_output(value: Any) -> Any:
 def call_summary(receipt: Receipt) -> dict[str, Any]:
     """A call as the results file shows it; None where nothing was measured.
 
-    What only cascades have (`mean_logprob`, `agreement`, `escalated_from` and what goes with it) is
-    there where it is.
+    `batch` is there where it came by one; what only cascades have (`mean_logprob`, `agreement`,
+    `escalated_from` and what goes with it) is there where it is.
     """
     summary: dict[str, Any] = {
         "endpoint": receipt.endpoint,
@@ -186,6 +187,8 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
         summary["mean_logprob"] = receipt.mean_logprob
     if receipt.agreement is not None:
         summary["agreement"] = receipt.agreement
+    if receipt.batch:
+        summary["batch"] = True
     if (escalated := receipt.escalated) is not None:
         spent_usd = escalated.spent_usd
         summary |= {
@@ -198,6 +201,13 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
             "spent_elsewhere_usd": None if spent_usd is None else format(spent_usd, "f"),
         }
     return summary
+
+
+def _deadline_s(spec: JobSpec) -> float | None:
+    """What a task's calls are told: an attempt that is cut off sooner has no longer."""
+    if spec.deadline_s is None or spec.task_timeout_s is None:
+        return spec.deadline_s
+    return min(spec.deadline_s, spec.task_timeout_s)
 
 
 def _too_slow(spec: JobSpec) -> str:

@@ -21,6 +21,7 @@ from agentcloud.tasks.cli_options import (
     BadInputOpt,
     BudgetOpt,
     ConcurrencyOpt,
+    DeadlineOpt,
     ExtraAttemptsOpt,
     InputOpt,
     JobArg,
@@ -28,6 +29,7 @@ from agentcloud.tasks.cli_options import (
     TaskBudgetOpt,
     TimeoutOpt,
     WorkersOpt,
+    duration_option,
     say,
     usd_option,
 )
@@ -55,6 +57,7 @@ def submit_command(
     attempts: AttemptsOpt = 3,
     extra_attempts: ExtraAttemptsOpt = EXTRA_ATTEMPTS,
     task_timeout: TimeoutOpt = None,
+    deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     output: Annotated[
@@ -70,6 +73,8 @@ def submit_command(
         agentcloud submit agent.py:main --input tickets.jsonl --address http://head:8265
 
         agentcloud submit agent.py:main -i tickets.jsonl --budget $20 --wait -o results.jsonl
+
+        agentcloud submit agent.py:main -i tickets.jsonl --deadline 6h   # half-price batches
     """
     from agentcloud.tasks.sources import survey
     from agentcloud.tasks.submission import Submissions
@@ -91,6 +96,7 @@ def submit_command(
         attempts=attempts,
         extra_attempts=extra_attempts,
         task_timeout_s=task_timeout,
+        deadline_s=duration_option(deadline, "--deadline"),
         on_bad_input=on_bad_input,
     )
     survey(spec.input, on_bad=on_bad_input, source=spec.source)

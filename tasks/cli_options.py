@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from agentcloud.tasks.duration import parse_duration
 from agentcloud.tasks.money import parse_usd
 from agentcloud.tasks.spec import OnBadInput
 
@@ -43,6 +44,14 @@ ExtraAttemptsOpt = Annotated[
 TimeoutOpt = Annotated[
     float | None, typer.Option(min=0.001, help="Longest attempt at a task.", metavar="SECONDS")
 ]
+DeadlineOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="How long each task may take: 90s, 15m, 6h. Calls that can wait for hours go by "
+        "batches, at half the price, where fleet.yaml has a hosted model with `batch: true`.",
+        metavar="TIME",
+    ),
+]
 AddressOpt = Annotated[
     str | None,
     typer.Option(
@@ -66,6 +75,15 @@ def usd_option(text: str | None, option: str) -> Decimal | None:
         ConfigError: it is none, or zero.
     """
     return None if text is None else parse_usd(text, where=option)
+
+
+def duration_option(text: str | None, option: str) -> float | None:
+    """A length of time as typed for an option, seconds.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    return None if text is None else parse_duration(text, where=option)
 
 
 def say(line: str) -> None:

@@ -15,6 +15,7 @@ from agentcloud.tasks.cli_options import (
     BadInputOpt,
     BudgetOpt,
     ConcurrencyOpt,
+    DeadlineOpt,
     ExtraAttemptsOpt,
     FleetOpt,
     InputOpt,
@@ -22,6 +23,7 @@ from agentcloud.tasks.cli_options import (
     TaskBudgetOpt,
     TimeoutOpt,
     WorkersOpt,
+    duration_option,
     say,
     usd_option,
 )
@@ -68,6 +70,7 @@ def run_command(
     attempts: AttemptsOpt = 3,
     extra_attempts: ExtraAttemptsOpt = EXTRA_ATTEMPTS,
     task_timeout: TimeoutOpt = None,
+    deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed tasks of the results file again.")
@@ -84,6 +87,8 @@ def run_command(
         agentcloud run agent.py:main -i rows.csv -o out.jsonl --concurrency 512 --workers 4
 
         agentcloud run agent.py:main -i tickets.jsonl --address auto --json
+
+        agentcloud run agent.py:main -i tickets.jsonl --deadline 6h
     """
     from agentcloud.tasks.session import (
         cluster_for_run,
@@ -104,6 +109,7 @@ def run_command(
         attempts=attempts,
         extra_attempts=extra_attempts,
         task_timeout_s=task_timeout,
+        deadline_s=duration_option(deadline, "--deadline"),
         on_bad_input=on_bad_input,
         retry_failed=retry_failed,
         folder=Path.cwd(),

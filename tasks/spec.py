@@ -111,6 +111,8 @@ class JobSpec(BaseModel):
         concurrency: tasks at once, over all workers.
         workers: worker processes.
         task_timeout_s: the longest one attempt may take; None: no limit.
+        deadline_s: how long each attempt at a task may take until its last answer: what its calls
+            are told as their deadline. Tasks that wait for batches do not count as `concurrency`.
         retry_failed: tasks that the results file shows as failed are done again.
         folder: the user's folder: put on the import path; None: the current one of the worker.
         pin_to_node: workers run beside the supervisor (their files are on that machine only).
@@ -131,6 +133,7 @@ class JobSpec(BaseModel):
     concurrency: PositiveInt = 128
     workers: PositiveInt = 1
     task_timeout_s: PositiveFloat | None = None
+    deadline_s: PositiveFloat | None = None
     retry_failed: bool = False
     folder: Path | None = None
     pin_to_node: bool = True

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from agentcloud.agents.agent import Agent, load_agent
+from agentcloud.cluster.batch_client import calls_waiting
 from agentcloud.cluster.client import AsyncAgentCloud
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import attempt_task
@@ -26,6 +27,8 @@ from agentcloud.tasks.spec import JobSpec, TaskResult
 GATHER_S = 0.01
 #: A worker with room but nothing to do asks again after this, seconds.
 IDLE_S = 0.25
+#: Tasks that wait for batches take no room, up to so many tasks in a worker.
+MOST_TASKS = 10_000
 
 
 class Worker:
@@ -34,7 +37,7 @@ class Worker:
     Args:
         name: its actor name, `worker:<job>:<i>`.
         spec: the job.
-        room: tasks it runs at once.
+        room: tasks it runs at once, those that wait for batches left out.
         supervisor: handle of the job's supervisor.
     """
 
@@ -84,11 +87,21 @@ class Worker:
     async def _exchange(self, agent: Agent[Any], client: AsyncAgentCloud, budgets: Budgets) -> bool:
         """Bring outcomes, fetch tasks; returns whether the work is over."""
         ended, self._ended = self._ended, []
-        room = 0 if self._cancelled else self._room - len(self._running)
+        room = 0 if self._cancelled else self._free()
         handout = await self._supervisor.exchange.remote(self._name, ended, room)
         for task in handout.tasks:
             self._start(attempt_task(agent, client, self._spec, task, budgets))
         return bool(handout.is_over) and not self._running and not self._ended
+
+    def _free(self) -> int:
+        """Tasks that may start now.
+
+        A task whose calls wait for a batch does nothing for hours: others take its place, so that
+        a job's calls meet in few large batches instead of `concurrency` at a time.
+        """
+        running = len(self._running)
+        busy = running - min(running, calls_waiting())
+        return max(0, min(self._room - busy, max(self._room, MOST_TASKS) - running))
 
     def _start(self, attempt: Coroutine[Any, Any, TaskResult]) -> None:
         running = asyncio.create_task(attempt)
@@ -104,14 +117,19 @@ class Worker:
         self._wake.set()
 
     async def _wait_for_news(self) -> None:
-        # Full: sleep until a task ends. With room: also ask again soon, a dead worker's tasks or
-        # passing failures may have come back.
-        has_room = len(self._running) < self._room
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(IDLE_S if has_room else None):
-                await self._wake.wait()
-                await asyncio.sleep(GATHER_S)
-        self._wake.clear()
+        # Full: sleep until a task ends, or waits for a batch. With room: ask again soon, a dead
+        # worker's tasks or passing failures may have come back.
+        while True:
+            had_room = self._free() > 0
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    await self._wake.wait()
+                    await asyncio.sleep(GATHER_S)
+            except TimeoutError:
+                if not had_room and not self._free():
+                    continue
+            self._wake.clear()
+            return
 
 
 WorkerActor = ray.remote(Worker)

@@ -28,6 +28,11 @@ async def answers(ctx: Context, item: dict[str, Any]) -> Reply:
     return await ctx.ask(f"Answer: {item['text']}", output=Reply, max_tokens=64)
 
 
+@agent(tier="patient")
+async def patient(ctx: Context, item: dict[str, Any]) -> str:
+    return await ctx.ask(f"Answer: {item['text']}", max_tokens=64)
+
+
 @agent(tier="large")
 async def mixed(ctx: Context, item: dict[str, Any]) -> Any:
     """Does what its item says."""

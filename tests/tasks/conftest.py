@@ -12,15 +12,17 @@ import pytest
 import yaml
 
 from agentcloud.cluster.sandbox.process import SandboxProcess
-from agentcloud.cluster.sandbox.settings import Latency, SandboxConfig
+from agentcloud.cluster.sandbox.settings import BatchSettings, Latency, SandboxConfig
 from tests.tasks.cluster import Head, ray_head
 
 AGENTS = Path(__file__).with_name("agent_kinds.py")
 #: Calls to this model take so long that a test can act meanwhile.
 SLOW_MODEL = "claude-opus-5-5"
+#: Calls to this one that can wait go by batches.
+PATIENT_MODEL = "claude-sonnet-5-5"
 
 
-def hosted_fleet(url: str, **more: Any) -> dict[str, Any]:
+def hosted_fleet(url: str, store: str = "batches.db", **more: Any) -> dict[str, Any]:
     """A fleet without a local model: the sandbox alone."""
     return {
         "accounts": {"sandbox": {"base_url": url, "api_key_env": "SANDBOX_KEY"}},
@@ -32,13 +34,17 @@ def hosted_fleet(url: str, **more: Any) -> dict[str, Any]:
                 "max_output_tokens": 1000,
             },
             SLOW_MODEL: {"account": "sandbox", "tier": "slow"},
+            PATIENT_MODEL: {"account": "sandbox", "tier": "patient", "batch": True},
         },
+        "batch": {"linger_s": 1.0, "poll_s": 0.2, "max_poll_s": 0.5, "store": store},
     } | more
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[SandboxProcess]:
-    config = SandboxConfig(latency={SLOW_MODEL: Latency(ttft_s=60.0)})
+    config = SandboxConfig(
+        latency={SLOW_MODEL: Latency(ttft_s=60.0)}, batches=BatchSettings(takes_s=3.0)
+    )
     with SandboxProcess(config) as process:
         yield process
 
@@ -47,11 +53,17 @@ def sandbox() -> Iterator[SandboxProcess]:
 def head(sandbox: SandboxProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """A cluster started by `ray start`, with a fleet by `agentcloud up`."""
     folder = tmp_path_factory.mktemp("fleet")
-    (folder / "fleet.yaml").write_text(yaml.safe_dump(hosted_fleet(sandbox.url)))
+    fleet = hosted_fleet(sandbox.url, str(folder / "batches.db"))
+    (folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
     with ray_head() as running:
         up = running.cli("up", "--address", running.gcs, "--json", cwd=folder)
         assert up.status == 0, up.err
-        assert up.json["endpoints"] == ["sandbox/claude-haiku-5-5", f"sandbox/{SLOW_MODEL}"]
+        assert up.json["endpoints"] == [
+            "sandbox/claude-haiku-5-5",
+            f"sandbox/{SLOW_MODEL}",
+            f"sandbox/{PATIENT_MODEL}",
+            f"sandbox/{PATIENT_MODEL}:batch",
+        ]
         yield running
 
 
