@@ -337,6 +337,9 @@ class FleetConfig(_Section):
         usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
             choice without a deadline trades waiting against paying. `cost` takes a twentieth of
             it, `latency` a hundred times.
+        weights: share of what is scarce, by budget scope (`tenant:a`, `job:nightly`); 1 where
+            unnamed. Tenants share first, then a tenant's jobs.
+        max_waiting: calls that may wait at the scheduler; more are held back in their workers.
     """
 
     models: dict[str, LocalModel] = {}
@@ -353,6 +356,8 @@ class FleetConfig(_Section):
     scaling: Scaling = Scaling()
     lease_timeout_s: PositiveFloat = 30.0
     usd_per_hour_waited: Usd = Decimal(1)
+    weights: dict[str, PositiveFloat] = {}
+    max_waiting: PositiveInt = 200_000
 
     @model_validator(mode="after")
     def _names_resolve(self) -> Self:

@@ -12,6 +12,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Final
 
+from agentcloud.cluster.fairness import Fairness
 from agentcloud.cluster.pool import EndpointClass
 from agentcloud.cluster.registry import Registry
 from agentcloud.cluster.waiting import Group, GroupKey, Waiter
@@ -27,13 +28,19 @@ _GROUPS_KEPT: Final = 1024
 #: moved to another group), which frees its place in the queue.
 Conclude = Callable[[Waiter, Choice], bool]
 Refuse = Callable[[Waiter], None]
+#: Refuses a waiter whose deadline nothing can meet any more; returns whether it did.
+TooLate = Callable[[Waiter, Choice, float], bool]
 
 
 class Dispatcher:
     """Groups of waiting requests and the order in which they are tried."""
 
-    def __init__(self, registry: Registry, conclude: Conclude, refuse: Refuse) -> None:
+    def __init__(
+        self, registry: Registry, conclude: Conclude, refuse: Refuse, too_late: TooLate
+    ) -> None:
         self.waiting = 0
+        self.fairness = Fairness(registry.config.weights)
+        self._too_late = too_late
         self._registry = registry
         self._conclude = conclude
         self._refuse = refuse
@@ -50,6 +57,8 @@ class Dispatcher:
         if group is None:
             self._refuse(waiter)
             return
+        if not group.flow.waiting:
+            self.fairness.wakes(group.flow, group.priority)
         group.add(waiter, first=first)
         self.waiting += 1
         self._fresh.append(waiter)
@@ -133,6 +142,8 @@ class Dispatcher:
         """Decide one request if its best option is free; else see to it that it is tried again."""
         choice = weigh(group, waiter, now_s, self._registry.usd_per_hour_waited)
         group.stuck = False
+        if waiter.deadline_s is not None and self._too_late(waiter, choice, now_s):
+            return True
         if choice.state is not None:
             return self._conclude(waiter, choice)
         declined = choice.declined()
@@ -200,6 +211,7 @@ class Dispatcher:
     def _group(self, waiter: Waiter) -> Group | None:
         """The group of a request; None when nothing is able to serve it."""
         request, routing = waiter.request, waiter.request.routing
+        flow = self.fairness.flow(routing.budget, routing.priority)
         key: GroupKey = (
             waiter.target,
             request.needs,
@@ -212,6 +224,7 @@ class Dispatcher:
             request.avoid,
             waiter.free_only,
             self._registry.fit(request),
+            flow,
         )
         group = self._groups.get(key)
         if group is None:
@@ -228,18 +241,14 @@ class Dispatcher:
                 routing.endpoint,
                 request.avoid,
                 waiter.deadline_s is not None,
+                flow,
             )
         return group
 
     def _form_anew(self) -> None:
         """Endpoints came or went: every waiting request finds its options again, in order."""
         self._version = self._registry.version
-        known = {
-            waiter.seq: waiter
-            for group in self._groups.values()
-            for waiter in group.waiters
-            if waiter.group is group
-        }
+        known = {waiter.seq: waiter for group in self._groups.values() for waiter in group.all()}
         waiters = [known[seq] for seq in sorted(known)]
         self._groups.clear()
         for cls in self._registry.classes.values():

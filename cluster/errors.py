@@ -113,6 +113,10 @@ class Overloaded(BackendError):
         self.retry_after_s = retry_after_s
 
 
+class QueueFull(Overloaded):
+    """The scheduler has as many waiting calls as it may: ask again later, nothing was sent."""
+
+
 class BatchFailed(Overloaded):
     """A call of a batch failed there, or its batch expired; it cost nothing, another may do."""
 

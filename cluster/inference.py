@@ -35,6 +35,7 @@ from agentcloud.cluster.errors import (
     CallTimeout,
     InvalidRequest,
     NoEndpoint,
+    QueueFull,
     RetriesSpent,
 )
 from agentcloud.cluster.gpu_share import GpuShare
@@ -43,7 +44,7 @@ from agentcloud.cluster.inference_stream import InferenceStream
 from agentcloud.cluster.logs import bound_ids
 from agentcloud.cluster.message import RoutedMessage, with_receipt
 from agentcloud.cluster.ports import Endpoint, SchedulerPort
-from agentcloud.cluster.retry import Fail
+from agentcloud.cluster.retry import Fail, backoff_s
 from agentcloud.cluster.tiers import FleetTiers
 
 T = TypeVar("T")
@@ -236,15 +237,26 @@ class Inference:
     async def _acquired(self, request: LeaseRequest) -> Lease:
         left_s = request.routing.deadline_s
         if left_s is None:
-            return await self._scheduler.acquire(request)
+            return await self._admitted(request)
         try:
             async with asyncio.timeout(left_s):
-                return await self._scheduler.acquire(request)
+                return await self._admitted(request)
         except TimeoutError:
             raise CallTimeout(
                 f"no endpoint was free within {left_s:.3g} s; give more time or add capacity",
                 timeout_s=left_s,
             ) from None
+
+    async def _admitted(self, request: LeaseRequest) -> Lease:
+        """A lease; while the scheduler's queue is full, the request is held back here."""
+        tries = 1
+        while True:
+            try:
+                return await self._scheduler.acquire(request)
+            except QueueFull as full:
+                wait_s = backoff_s(tries, self.config.retry, self._rng)
+                await self._clock.sleep(max(wait_s, full.retry_after_s or 0.0))
+                tries += 1
 
     def ready(self, run: Attempts, lease: Lease, params: Params, asked_s: float) -> Opened:
         """Make the send under a lease ready."""

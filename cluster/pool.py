@@ -16,12 +16,15 @@ from agentcloud.cluster.prefix import Holding, PrefixIndex
 
 if TYPE_CHECKING:
     from agentcloud.cluster.contracts import LeaseRequest
+    from agentcloud.cluster.fairness import Key
     from agentcloud.cluster.waiting import Group
 
 #: A load report older than this says nothing.
 STALE_S: Final = 5.0
-#: How many of the least loaded members of a class a choice compares.
-FEW: Final = 8
+#: How many of the least loaded members of a class a choice compares; more where the time to the
+#: first token counts, which depends on the prompts queued and less on the calls in flight.
+FEW: Final = 3
+FEW_FOR_STREAMS: Final = 8
 #: A replica whose calls are expected to need this share of its KV cache gets no more: beyond it the
 #: engine would queue them itself, or preempt and compute them again.
 _KV_FULL: Final = 0.95
@@ -216,7 +219,7 @@ class EndpointClass:
         self.usd_per_s = float(spec.usd_per_hour or Decimal(0)) / 3600.0
         self._buckets: list[dict[str, EndpointState]] = []
         self._lowest = 0
-        self._waiting: list[tuple[int, int, int, Group]] = []
+        self._waiting: list[tuple[Key, int, Group]] = []
 
     @property
     def name(self) -> str:
@@ -260,25 +263,41 @@ class EndpointClass:
         """The best of the few least loaded members and of those that hold the longest prefix."""
         if not self.has_room():
             return None
-        best: Pick | None = None
+        predictor = self.predictor
+        base_s, token_s, pair_s, running_s = predictor.line(output_tokens, ttft_only=request.stream)
+        ttft, prefix, input_tokens = predictor.ttft, request.prefix, request.input_tokens
+        best, best_s, best_cached = None, float("inf"), 0
         for state in self._few(request, avoid, now_s):
-            cached = state.cached_tokens(request) if request.prefix else 0
-            estimate = state.estimate(request.input_tokens, output_tokens, now_s, cached)
-            felt_s = felt(estimate, request)
-            if best is None or felt_s < best.felt_s:
-                best = Pick(state, estimate, cached, felt_s)
-        return best
+            cached = state.cached_tokens(request) if prefix else 0
+            own = float(input_tokens - cached)
+            pairs = own * (cached + 0.5 * own)
+            queue = state.queue
+            if queue.tokens:
+                queue.drain(ttft, now_s)
+                own += queue.tokens
+                pairs += queue.pairs
+            running = state.running(now_s) + 1
+            felt_s = state.slowness * (
+                base_s + token_s * own + pair_s * pairs + running_s * running
+            )
+            if felt_s < best_s:
+                best, best_s, best_cached = state, felt_s, cached
+        if best is None:
+            return None
+        estimate = best.estimate(input_tokens, output_tokens, now_s, best_cached)
+        return Pick(best, estimate, best_cached, felt(estimate, request))
 
     def _few(
         self, request: LeaseRequest, avoid: frozenset[str], now_s: float
     ) -> list[EndpointState]:
         found: list[EndpointState] = []
+        few = FEW_FOR_STREAMS if request.stream else FEW
         buckets = self._buckets
         for inflight in range(self._lowest, len(buckets)):
             for state in buckets[inflight].values():
                 if not avoid or state.spec.name not in avoid:
                     found.append(state)
-                    if len(found) == FEW:
+                    if len(found) == few:
                         break
             else:
                 continue
@@ -298,21 +317,28 @@ class EndpointClass:
         """Let a group wait here for room."""
         if self not in group.joined:
             group.joined.add(self)
-            priority, seq = group.front()
-            heapq.heappush(self._waiting, (priority, seq, id(group), group))
+            self.came_forward(group)
+
+    def came_forward(self, group: Group) -> None:
+        """A group that waits here stands further in front than before."""
+        heapq.heappush(self._waiting, (group.front(), id(group), group))
 
     def front(self) -> Group | None:
-        """The group whose first waiter is next here; outdated entries are mended on the way."""
+        """The group whose first waiter is next here; outdated entries are mended on the way.
+
+        Others' shares being used up only moves a group back, which is mended here; whoever moves
+        one forward says so (`came_forward`).
+        """
         waiting = self._waiting
         while waiting:
-            priority, seq, _, group = waiting[0]
+            known, _, group = waiting[0]
             if self not in group.joined:
                 heapq.heappop(waiting)
             elif not group.live:
                 group.joined.discard(self)
                 heapq.heappop(waiting)
-            elif (key := group.front()) != (priority, seq):
-                heapq.heapreplace(waiting, (*key, id(group), group))
+            elif (key := group.front()) != known:
+                heapq.heapreplace(waiting, (key, id(group), group))
             else:
                 return group
         return None
@@ -320,7 +346,7 @@ class EndpointClass:
     def set_aside(self, group: Group) -> None:
         """Its front group would rather wait elsewhere: let the next one try."""
         group.joined.discard(self)
-        if self._waiting and self._waiting[0][3] is group:
+        if self._waiting and self._waiting[0][2] is group:
             heapq.heappop(self._waiting)
 
     def forget_waiting(self) -> None:

@@ -165,6 +165,31 @@ class Predictor:
             per_token_s = (per_token.intercept + per_token.slope * running) * slowness
         return Estimate(ttft_s, ttft_s + per_token_s * output_tokens, ttft_known, known)
 
+    def line(self, output_tokens: float, *, ttft_only: bool) -> tuple[float, float, float, float]:
+        """`estimate` as coefficients, for comparing many endpoints.
+
+        They are seconds, and seconds for each prompt token, attention pair and running call;
+        slowness is left out.
+
+        Args:
+            output_tokens: of the answer.
+            ttft_only: to the first token, where that is known.
+        """
+        ttft, per_token = self.ttft, self.per_token
+        known = per_token.samples > 0
+        if ttft.samples:
+            base_s, token_s, pair_s, running_s = ttft.coefficients()
+            if ttft_only:
+                return base_s, token_s, pair_s, running_s
+        else:
+            base_s, token_s, pair_s, running_s = 0.0 if known else PRIOR_TTFT_S, 0.0, 0.0, 0.0
+        if known:
+            base_s += per_token.intercept * output_tokens
+            running_s += per_token.slope * output_tokens
+        else:
+            base_s += PRIOR_PER_TOKEN_S * output_tokens
+        return base_s, token_s, pair_s, running_s
+
     def __repr__(self) -> str:
         return f"<Predictor ttft={self.ttft!r} per_token={self.per_token!r}>"
 

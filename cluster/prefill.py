@@ -63,6 +63,17 @@ class PrefillModel:
             base + per_token * tokens * 1e-3 + per_pair * pairs * 1e-6 + per_running * running * 0.1
         )
 
+    def coefficients(self) -> tuple[float, float, float, float]:
+        """Seconds: base, for a token, for a pair, for a running call."""
+        base, per_token, per_pair, per_running = self.theta
+        bias = self.bias
+        return (
+            bias * base,
+            bias * per_token * 1e-3,
+            bias * per_pair * 1e-6,
+            bias * per_running * 0.1,
+        )
+
     def work_s(self, tokens: float, pairs: float) -> float:
         """Seconds that the engine computes for so much prompt, nothing else."""
         return self.bias * (self.theta[1] * tokens * 1e-3 + self.theta[2] * pairs * 1e-6)

@@ -29,9 +29,10 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.decisions import Decision, Granted, Refused
 from agentcloud.cluster.demand import Demand, DemandBook, Expected
 from agentcloud.cluster.dispatch import Dispatcher
-from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, RetriesSpent
+from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, QueueFull, RetriesSpent
 from agentcloud.cluster.fallback import Fallbacks
 from agentcloud.cluster.hedging import Hedges
+from agentcloud.cluster.lateness import Lateness
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
@@ -77,7 +78,9 @@ class SchedulerCore:
         self._registry = Registry(config, pricer)
         self._budgets = BudgetTree(config.fleet_budget_usd)
         self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
-        self._dispatcher = Dispatcher(self._registry, self._conclude, self._refuse_unable)
+        self._dispatcher = Dispatcher(
+            self._registry, self._conclude, self._refuse_unable, self._refuse_too_late
+        )
         self._waiters: dict[str, Waiter] = {}
         self._hedges = Hedges(config.hedge)
         self._hedging: list[Waiter] = []
@@ -85,6 +88,7 @@ class SchedulerCore:
         self._silent: dict[str, float] = {}
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._parking = Parking()
+        self._lateness = Lateness()
         self._demand = DemandBook()
         self._decisions: list[Decision] = []
         self._seq = 0
@@ -104,6 +108,7 @@ class SchedulerCore:
         self._quotas.configure(config.retry.ratio, config.retry.allowance)
         self._fallbacks.configure(config.fallbacks)
         self._hedges.configure(config.hedge)
+        self._dispatcher.fairness.weights = config.weights
         self._retarget()
 
     def register(self, specs: Iterable[EndpointSpec]) -> None:
@@ -207,6 +212,9 @@ class SchedulerCore:
             why_target=target.why,
         )
         self._waiters[request.call_id] = waiter
+        if len(self._waiters) > self.config.max_waiting:
+            self._refuse(waiter, _full(self.config.max_waiting))
+            return
         if request.hedge:
             if not self._hedges.has():
                 self._refuse(waiter, NoEndpoint("the share of calls that may be hedged is used up"))
@@ -387,6 +395,9 @@ class SchedulerCore:
             self._hedges.after_s(option.cls) if idempotent else None,
         )
         self._demand.granted(choice, request.input_tokens)
+        if self._dispatcher.waiting > 1:
+            cost_s = choice.best.estimate.total_s / max(1, option.cls.slots)
+            self._dispatcher.fairness.served(waiter.group.flow, request.routing.priority, cost_s)
         if later:
             self._quotas.later(lease.endpoint.name)
         elif request.attempt == 1:
@@ -459,6 +470,14 @@ class SchedulerCore:
         """Money came back: those who waited for it try again, before later ones."""
         for waiter in reversed(self._parking.release(everything=everything)):
             self._dispatcher.add(waiter, first=True)
+
+    def _refuse_too_late(self, waiter: Waiter, choice: Choice, now_s: float) -> bool:
+        """Refuse a call that no endpoint can answer in time, before anything is spent on it."""
+        error = self._lateness.judge(waiter, choice, now_s)
+        if error is None:
+            return False
+        self._refuse(waiter, error)
+        return True
 
     def _refuse_unable(self, waiter: Waiter) -> None:
         if self._moves(waiter):
@@ -533,3 +552,11 @@ class SchedulerCore:
 
     def _take_out_unusable(self, name: str, why: str, now_s: float) -> None:
         self._registry.take_out(name, Standing.UNUSABLE, why, now_s)
+
+
+def _full(limit: int) -> QueueFull:
+    return QueueFull(
+        f"{limit} calls wait at the scheduler, which is all that max_waiting of fleet.yaml allows; "
+        f"add capacity or run fewer at once",
+        retry_after_s=1.0,
+    )

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from agentcloud.cluster.contracts import Feature, LeaseRequest, Policy
+from agentcloud.cluster.fairness import LAST, Flow, Key
 from agentcloud.cluster.pool import EndpointClass
+
+#: A request without a deadline stands where one with a deadline so far ahead does: it is overtaken
+#: by those due sooner, and never for longer.
+PATIENCE_S: Final = 600.0
 
 GroupKey = tuple[object, ...]
 
@@ -65,7 +72,9 @@ class Option:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Requests of like target, needs, size, policy and priority, first come first served.
+    """Requests of like target, needs, size, policy, flow and priority.
+
+    First come first served; those with deadlines: the earliest deadline first.
 
     Deciding looks at groups, never at all that wait in them.
 
@@ -82,7 +91,9 @@ class Group:
     pin: str | None
     avoid: frozenset[str]
     has_deadline: bool
+    flow: Flow
     waiters: deque[Waiter] = field(default_factory=deque)
+    by_deadline: list[tuple[float, int, Waiter]] = field(default_factory=list)
     live: int = 0
     joined: set[EndpointClass] = field(default_factory=set)
     stuck: bool = False
@@ -91,18 +102,33 @@ class Group:
     def add(self, waiter: Waiter, *, first: bool = False) -> None:
         """Queue a request, at the end or back in front."""
         waiter.group = self
-        if first:
+        if self.has_deadline:
+            assert waiter.deadline_s is not None
+            heapq.heappush(self.by_deadline, (waiter.deadline_s, waiter.seq, waiter))
+        elif first:
             self.waiters.appendleft(waiter)
         else:
             self.waiters.append(waiter)
         self.live += 1
+        flow = self.flow
+        flow.waiting += 1
+        if flow.parent is not None:
+            flow.parent.waiting += 1
         for option in self.options:
             option.cls.backlog += 1
+        if self.joined and self.head() is waiter:
+            # It may stand further in front than the one that the classes know of.
+            for cls in self.joined:
+                cls.came_forward(self)
 
     def remove(self, waiter: Waiter) -> None:
         """Take a request out, decided or moved; its place in the queue is swept later."""
         waiter.group = None
         self.live -= 1
+        flow = self.flow
+        flow.waiting -= 1
+        if flow.parent is not None:
+            flow.parent.waiting -= 1
         for option in self.options:
             option.cls.backlog -= 1
         if self.waiters and self.waiters[0] is waiter:
@@ -110,15 +136,35 @@ class Group:
 
     def head(self) -> Waiter | None:
         """The first request still waiting here."""
+        if self.has_deadline:
+            heap = self.by_deadline
+            while heap and heap[0][2].group is not self:
+                heapq.heappop(heap)
+            return heap[0][2] if heap else None
         waiters = self.waiters
         while waiters and waiters[0].group is not self:
             waiters.popleft()
         return waiters[0] if waiters else None
 
-    def front(self) -> tuple[int, int]:
-        """Priority and order of its first request; it must have one."""
+    def all(self) -> Iterator[Waiter]:
+        """Everybody who waits here, in no order."""
+        for waiter in (*self.waiters, *(each for _, _, each in self.by_deadline)):
+            if waiter.group is self:
+                yield waiter
+
+    def place(self, waiter: Waiter) -> Key:
+        """Where a request of this group stands among all that wait for an endpoint."""
+        flow = self.flow
+        tenant = 0.0 if flow.parent is None else flow.parent.tag
+        due_s = waiter.deadline_s
+        if due_s is None:
+            due_s = waiter.submitted_s + PATIENCE_S
+        return tenant, flow.tag, due_s, waiter.seq
+
+    def front(self) -> Key:
+        """Where its first request stands."""
         head = self.head()
-        return (self.priority, head.seq if head is not None else _LAST)
+        return LAST if head is None else self.place(head)
 
     @property
     def able(self) -> int:
@@ -128,9 +174,6 @@ class Group:
     def __repr__(self) -> str:
         models = ",".join(option.cls.spec.model for option in self.options)
         return f"<Group {models} priority={self.priority} waiting={self.live}>"
-
-
-_LAST: Final = 1 << 62
 
 
 def needs_of(features: frozenset[Feature]) -> str:

@@ -137,11 +137,7 @@ def _weigh_option(
         each.felt_s, each.cached_tokens = found.felt_s, found.cached_tokens
         # First come, first served at each endpoint: whoever waits for it goes first.
         front = cls.front()
-        if (
-            front is not None
-            and front is not group
-            and front.front() < (group.priority, waiter.seq)
-        ):
+        if front is not None and front is not group and front.front() < group.place(waiter):
             each.state = None
         elif cls.limiter is not None:
             limit_s = cls.limiter.wait_s(input_tokens, request.max_output_tokens, now_s)
