@@ -258,6 +258,7 @@ class Attempts:
             endpoint=endpoint.name,
             model=served_by if endpoint.kind is EndpointKind.HOSTED else endpoint.model,
             kind=endpoint.kind,
+            considered=lease.considered,
             reason=(
                 lease.reason
                 if self._continued_from is None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from anthropic.types import Message
 
@@ -211,6 +211,28 @@ class LeaseRequest:
         return min(routing.deadline_s, routing.timeout_s)
 
 
+class Considered(NamedTuple):
+    """One endpoint that a choice compared: the best of its equals.
+
+    Attributes:
+        endpoint: its name.
+        total_s: predicted time to the end of the answer, waiting included, seconds.
+        wait_s: the part of it that is waiting at the scheduler.
+        ttft_s: predicted time to first token after sending; None: no data yet.
+        cost_usd: expected cost.
+        cached_tokens: prompt tokens that its cache was taken to hold.
+        not_now: why it could not start the call at once, in words; empty: it could.
+    """
+
+    endpoint: str
+    total_s: float
+    wait_s: float
+    ttft_s: float | None
+    cost_usd: float
+    cached_tokens: int
+    not_now: str
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to send one call to one endpoint, with everything reserved for it.
@@ -225,6 +247,7 @@ class Lease:
         fallback_from: the tier or model that was meant to serve and could not; None: it does.
         hedge_after_s: seconds after which the call is slow and may be sent a second time; None:
             it may not, or there is no data yet.
+        considered: every endpoint that was compared, the chosen one among them.
     """
 
     lease_id: str
@@ -238,6 +261,7 @@ class Lease:
     expires_in_s: float
     fallback_from: str | None = None
     hedge_after_s: float | None = None
+    considered: tuple[Considered, ...] = ()
 
 
 class Outcome(StrEnum):
@@ -349,6 +373,7 @@ class Receipt:
         hedged: it was slow and sent a second time; the other send's cost is part of the call's.
         unknown_usd: the most that those of its sends may have cost whose cost is unknown: it stays
             charged to every budget, and `cost_usd` is None while it is not zero.
+        considered: the endpoints that were compared for the send that was answered.
     """
 
     call_id: str
@@ -370,6 +395,7 @@ class Receipt:
     continued_from: str | None = None
     hedged: bool = False
     unknown_usd: Decimal = Decimal(0)
+    considered: tuple[Considered, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

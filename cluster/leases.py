@@ -21,7 +21,7 @@ from agentcloud.cluster.limits import Hold
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.standing import Totals
 from agentcloud.cluster.verdict import judge, learn
-from agentcloud.cluster.weighing import Choice
+from agentcloud.cluster.weighing import Choice, considered
 
 #: Expired leases whose late settlement still turns unknown money into the truth.
 _EXPIRED_KEPT: Final = 10_000
@@ -129,6 +129,7 @@ class LeaseBook:
             lifetime_s,
             fallback_from,
             hedge_after_s,
+            considered(choice, now_s),
         )
         granted = Granted(
             lease,

@@ -81,7 +81,7 @@ def plan_command(
     if as_json:
         typer.echo(json.dumps(plan_as_dict(plan), indent=2))
     else:
-        Console().print(render_plan(plan))
+        Console(emoji=False).print(render_plan(plan))
 
 
 def plan_as_dict(plan: Plan) -> dict[str, Any]:

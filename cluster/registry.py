@@ -172,6 +172,20 @@ class Registry:
             bisect_right(self._patiences, request.patience_s),
         )
 
+    def ruled_out(self, request: LeaseRequest, target: str) -> dict[str, str]:
+        """Every endpoint that cannot serve a request, or is not in rotation, with the reason."""
+        told: dict[str, str] = {}
+        pin = request.routing.endpoint
+        for name, state in self.endpoints.items():
+            if pin is not None and name != pin:
+                told[name] = f"not the asked-for endpoint {pin}"
+            else:
+                reason = _why_not(state.cls, request, target)
+                if reason is None and not state.circuit.is_answering:
+                    reason = state.circuit.tell(0.0)
+                told[name] = reason or ""
+        return told
+
     def refusal(self, request: LeaseRequest, target: str) -> NoEndpoint:
         """The error that says why nothing can serve a request."""
         pin = request.routing.endpoint

@@ -30,6 +30,7 @@ from agentcloud.cluster.decisions import Decision, Granted, Refused
 from agentcloud.cluster.demand import Demand, DemandBook, Expected
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, QueueFull, RetriesSpent
+from agentcloud.cluster.explain import ExplainBook
 from agentcloud.cluster.fallback import Fallbacks
 from agentcloud.cluster.hedging import Hedges
 from agentcloud.cluster.lateness import Lateness
@@ -89,6 +90,7 @@ class SchedulerCore:
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._parking = Parking()
         self._lateness = Lateness()
+        self._explained = ExplainBook()
         self._demand = DemandBook()
         self._decisions: list[Decision] = []
         self._seq = 0
@@ -242,6 +244,7 @@ class SchedulerCore:
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
+            self._explained.settled(ended.lease.call_id, settlement.lease_id, settlement)
             if settlement.outcome is Outcome.OK or settlement.beaten:
                 self._hedges.learn(ended.state.cls, now_s - ended.granted_s)
             if self._fallbacks:
@@ -319,6 +322,10 @@ class SchedulerCore:
     def demand(self) -> Demand:
         """The load on local models, for whoever scales them."""
         return self._demand.demand(self._registry.classes.values(), self._dispatcher.groups())
+
+    def explain(self, call: str) -> dict[str, Any] | None:
+        """Why a call went where it went; None: it is not, or no longer, known."""
+        return self._explained.explain(call, self._registry)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything a person or a dashboard wants to see, JSON-able."""
@@ -406,6 +413,7 @@ class SchedulerCore:
                 self._hedges.first()
         if request.hedge:
             self._hedges.take()
+        self._explained.granted(request, waiter.target, lease)
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
         if probes:
@@ -517,6 +525,7 @@ class SchedulerCore:
 
     def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
         self._refused += 1
+        self._explained.refused(waiter.request, waiter.target, str(error))
         self._decided(waiter)
         self._decisions.append(Refused(waiter.request.call_id, waiter.request.holder, error))
 
@@ -530,6 +539,7 @@ class SchedulerCore:
     def _ended(self, ended: list[Expired]) -> list[Expired]:
         for each in ended:
             self._slot_freed(each.state)
+            self._explained.settled(each.call_id, each.lease_id, None)
         if ended and self._parking:
             self._unpark()
         return ended

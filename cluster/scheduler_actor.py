@@ -244,6 +244,12 @@ class Scheduler:
             return self._core.budgets()
 
     @_control
+    async def explain(self, call: str) -> dict[str, Any] | None:
+        """As `SchedulerCore.explain`."""
+        with self._lock:
+            return self._core.explain(call)
+
+    @_control
     async def snapshot(self) -> dict[str, Any]:
         """As `SchedulerCore.snapshot`, with the processes that are heard of."""
         now_s = self._clock.now()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from agentcloud.cluster.contracts import LeaseRequest
+from agentcloud.cluster.contracts import Considered, LeaseRequest
 from agentcloud.cluster.policy import Candidate, choose, reason, runner_up
 from agentcloud.cluster.pool import EndpointState, Pick, felt
 from agentcloud.cluster.predict import Estimate
@@ -93,11 +93,31 @@ def explain(choice: Choice, group: Group, waiter: Waiter, now_s: float, value_us
     peer = ""
     if peers > 1 and best.state is not None and group.pin is None:
         peer = f"least busy of {peers} equals ({best.state.inflight} in flight)"
+        if best.cached_tokens:
+            peer = f"best of {peers} equals, with {best.cached_tokens} prompt tokens in its cache"
     other = runner_up(choice.weighed, choice.index, waiter.policy, value_usd)
     if other is not None and other.state is None:
         other.standing = _standing(other, now_s)
     why = reason(choice.weighed, choice.index, group.able, waiter.policy, left_s, peer, other)
     return why if best.estimate.known else f"{why}; no data yet, assumed"
+
+
+def considered(choice: Choice, now_s: float) -> tuple[Considered, ...]:
+    """What was compared, to be told to those who ask why."""
+    return tuple(
+        [
+            Considered(
+                each.name,
+                each.wait_s + each.service_s,
+                each.wait_s,
+                each.estimate.ttft_s if each.estimate.ttft_known else None,
+                each.cost_usd,
+                each.cached_tokens,
+                "" if each.state is not None else _standing(each, now_s),
+            )
+            for each in choice.weighed
+        ]
+    )
 
 
 def _standing(each: Weighed, now_s: float) -> str:

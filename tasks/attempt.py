@@ -23,6 +23,7 @@ from agentcloud.cluster.errors import (
     Refused,
     Unusable,
 )
+from agentcloud.cluster.explain import considered_as_dict
 from agentcloud.cluster.logs import bound_ids
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.spec import JobSpec, TaskEnd, TaskInput, TaskResult
@@ -170,9 +171,11 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
     `escalated_from` and what goes with it) is there where it is.
     """
     summary: dict[str, Any] = {
+        "call": receipt.call_id,
         "endpoint": receipt.endpoint,
         "model": receipt.model,
         "reason": receipt.reason,
+        "considered": [considered_as_dict(each) for each in receipt.considered],
         "attempts": receipt.attempts,
         "input_tokens": receipt.usage.input_tokens,
         "cache_write_tokens": receipt.usage.cache_write_tokens,

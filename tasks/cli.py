@@ -16,7 +16,7 @@ import typer
 from agentcloud.cluster.errors import AgentCloudError, AgentError, ConfigError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.plan_cli import plan_command
-from agentcloud.tasks import cli_cluster, cli_demo, cli_jobs, cli_metrics, cli_run
+from agentcloud.tasks import cli_cluster, cli_demo, cli_explain, cli_jobs, cli_metrics, cli_run
 
 app = typer.Typer(
     name="agentcloud",
@@ -49,6 +49,7 @@ app.command("list")(cli_jobs.list_command)
 app.command("up")(cli_cluster.up_command)
 app.command("down")(cli_cluster.down_command)
 app.command("endpoints")(cli_cluster.endpoints_command)
+app.command("explain")(cli_explain.explain_command)
 app.command("metrics")(cli_metrics.metrics_command)
 app.command("doctor")(cli_cluster.doctor_command)
 app.command("plan")(plan_command)

@@ -30,8 +30,9 @@ _STYLES = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "ye
 
 def stdout_console() -> Console:
     """For tables: as wide as the terminal, or wide enough where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=FILE_WIDTH)
+    # A model named `fire` in `replica:fire:0` is no emoji.
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=FILE_WIDTH, emoji=False)
 
 
 class RateMeter:
@@ -66,7 +67,7 @@ class ProgressView:
     """Shows a job's progress on stderr: a bar on a terminal, else a line now and then."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stderr)
+        self._console = console or Console(file=sys.stderr, emoji=False)
         self._meter = RateMeter()
         self._bar: Progress | None = None
         self._task = TaskID(0)
