@@ -76,6 +76,7 @@ async def _attempt(
         deadline_s=_deadline_s(spec),
         attempts=attempts,
         budgets=budgets.states,
+        cascade=spec.cascade.to_cascade() if spec.cascade is not None else None,
     )
     output: Any = None
     error: str | None = None

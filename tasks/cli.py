@@ -16,7 +16,15 @@ import typer
 from agentcloud.cluster.errors import AgentCloudError, AgentError, ConfigError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.plan_cli import plan_command
-from agentcloud.tasks import cli_cluster, cli_demo, cli_explain, cli_jobs, cli_metrics, cli_run
+from agentcloud.tasks import (
+    cli_cluster,
+    cli_demo,
+    cli_explain,
+    cli_jobs,
+    cli_metrics,
+    cli_run,
+    cli_tune,
+)
 
 app = typer.Typer(
     name="agentcloud",
@@ -52,6 +60,7 @@ app.command("endpoints")(cli_cluster.endpoints_command)
 app.command("explain")(cli_explain.explain_command)
 app.command("metrics")(cli_metrics.metrics_command)
 app.command("doctor")(cli_cluster.doctor_command)
+app.command("tune")(cli_tune.tune_command)
 app.command("plan")(plan_command)
 app.command("demo")(cli_demo.demo_command)
 app.command("sandbox")(cli_demo.sandbox_command)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.cascade_file import load_cascade
 from agentcloud.tasks.cli_options import (
     AddressOpt,
     AgentArg,
     AttemptsOpt,
     BadInputOpt,
     BudgetOpt,
+    CascadeOpt,
     ConcurrencyOpt,
     DeadlineOpt,
     ExtraAttemptsOpt,
@@ -59,6 +61,7 @@ def submit_command(
     task_timeout: TimeoutOpt = None,
     deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
+    cascade: CascadeOpt = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     output: Annotated[
         Path | None,
@@ -98,6 +101,7 @@ def submit_command(
         task_timeout_s=task_timeout,
         deadline_s=duration_option(deadline, "--deadline"),
         on_bad_input=on_bad_input,
+        cascade=load_cascade(cascade) if cascade is not None else None,
     )
     survey(spec.input, on_bad=on_bad_input, source=spec.source)
     _check_agent_file(agent, working_dir)

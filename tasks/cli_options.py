@@ -52,6 +52,14 @@ DeadlineOpt = Annotated[
         metavar="TIME",
     ),
 ]
+CascadeOpt = Annotated[
+    Path | None,
+    typer.Option(
+        help="Cheap first, as this file of `agentcloud tune` says: for asks of tier auto and those "
+        "that name no tier.",
+        dir_okay=False,
+    ),
+]
 AddressOpt = Annotated[
     str | None,
     typer.Option(

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agentcloud.tasks.cascade_file import load_cascade
 from agentcloud.tasks.cli_options import (
     AgentArg,
     AttemptsOpt,
     BadInputOpt,
     BudgetOpt,
+    CascadeOpt,
     ConcurrencyOpt,
     DeadlineOpt,
     ExtraAttemptsOpt,
@@ -72,6 +74,7 @@ def run_command(
     task_timeout: TimeoutOpt = None,
     deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
+    cascade: CascadeOpt = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed tasks of the results file again.")
     ] = False,
@@ -89,6 +92,8 @@ def run_command(
         agentcloud run agent.py:main -i tickets.jsonl --address auto --json
 
         agentcloud run agent.py:main -i tickets.jsonl --deadline 6h
+
+        agentcloud run examples/triage.py:triage -i tickets.jsonl --cascade cascade.json
     """
     from agentcloud.tasks.session import (
         cluster_for_run,
@@ -113,11 +118,12 @@ def run_command(
         on_bad_input=on_bad_input,
         retry_failed=retry_failed,
         folder=Path.cwd(),
+        cascade=load_cascade(cascade) if cascade is not None else None,
     )
     from agentcloud.tasks.jobs import preflight, start_job
 
     found = preflight(spec)
-    _check_agent(spec)
+    check_agent(spec.agent, spec.folder)
     if found.nothing_to_do:
         _nothing_to_do(spec, found.total, as_json)
         return
@@ -161,13 +167,13 @@ def follow_job(job: Job, view: ProgressView, interrupts: Interrupts) -> JobRecor
     return job.wait(on_progress)
 
 
-def _check_agent(spec: JobSpec) -> None:
-    # Loaded here once too: a wrong name or a broken file costs no start of an engine.
+def check_agent(agent: str, folder: Path | None) -> None:
+    """Load the agent here once too: a wrong name or a broken file costs no start of an engine."""
     from agentcloud.agents.agent import load_agent
 
-    if spec.folder is not None and str(spec.folder) not in sys.path:
-        sys.path.insert(0, str(spec.folder))
-    load_agent(spec.agent)
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    load_agent(agent)
 
 
 def _nothing_to_do(spec: JobSpec, total: int, as_json: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from agentcloud.cluster.errors import TaskError
+from agentcloud.tasks.cascade_file import CascadeSetting
 
 Usd = Annotated[Decimal, Field(gt=0)]
 
@@ -116,6 +117,8 @@ class JobSpec(BaseModel):
         retry_failed: tasks that the results file shows as failed are done again.
         folder: the user's folder: put on the import path; None: the current one of the worker.
         pin_to_node: workers run beside the supervisor (their files are on that machine only).
+        cascade: what `tier="auto"` is, and what asks use that name no tier; None: the fleet's
+            tiers for the former, the agent's tier for the latter.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,6 +140,7 @@ class JobSpec(BaseModel):
     retry_failed: bool = False
     folder: Path | None = None
     pin_to_node: bool = True
+    cascade: CascadeSetting | None = None
 
     @property
     def budget_scope(self) -> str:
