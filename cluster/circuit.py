@@ -79,6 +79,8 @@ class Circuit:
             rest_s: the rest that the server asked for; it is obeyed at the first failure.
         """
         if self.standing is Standing.UP:
+            if granted_s < self.until_s and not rest_s:
+                return  # Of a call from before the last cooldown: it has recovered since.
             self.failures += 1
             if self.failures >= FAILURES_TO_OPEN or rest_s:
                 self._open(why, now_s, rest_s)

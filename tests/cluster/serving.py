@@ -101,10 +101,13 @@ class Served:
         return task.result()
 
 
-def fleet(url: str, wire: str = "stream", **changes: Any) -> FleetConfig:
+def fleet(
+    url: str, wire: str = "stream", limits: dict[str, Any] | None = None, **changes: Any
+) -> FleetConfig:
     """One account at the sandbox, two models of it."""
+    account = {"base_url": url, "api_key_env": KEY_ENV, "wire": wire, "limits": limits or {}}
     data: dict[str, Any] = {
-        "accounts": {"main": {"base_url": url, "api_key_env": KEY_ENV, "wire": wire}},
+        "accounts": {"main": account},
         "hosted": {HAIKU: {"account": "main"}},
         "aliases": {"claude-sonnet-4-*": HAIKU},
         "retry": {"base_s": 0.5, "max_attempts": 4},

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentcloud.agents.attempts import Attempts
+from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.contracts import Outcome, Routing
 from agentcloud.cluster.errors import CallTimeout
 from agentcloud.cluster.sandbox import Fault, FaultKind
@@ -29,8 +30,11 @@ HANGS = Fault(kind=FaultKind.HANG, model=FIRST)
 
 @asynccontextmanager
 async def warm(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> AsyncIterator[Served]:
-    """Served by two endpoints, with enough calls behind to know which is slow."""
-    async with serving(monkeypatch, **(TWO | changes)) as served:
+    """Served by two endpoints, with enough calls behind to know which is slow.
+
+    To the scheduler they took no time at all, so whatever takes a millisecond is slow.
+    """
+    async with serving(monkeypatch, clock=FakeClock(), **(TWO | changes)) as served:
         for _ in range(3):
             message = await served.inference.create(SMALL)
             assert message.agentcloud.model == FIRST
