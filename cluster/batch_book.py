@@ -164,7 +164,10 @@ class BatchBook:
         self._doubts = [doubt for doubt in self._doubts if doubt.holder != holder]
 
     def leave_behind(self, holder: str) -> list[Call]:
-        """A process is gone; returns its calls, which belong to nobody now."""
+        """A process is gone; returns its calls, which belong to nobody now.
+
+        What is neither answered nor in a batch is no use to anybody: it is for the caller to drop.
+        """
         left = self.of_holder(holder)
         self.remove_holder(holder)
         for call in left:
@@ -172,6 +175,10 @@ class BatchBook:
         return left
 
     # -- calls
+
+    def is_coming(self, call: Call) -> bool:
+        """Whether its answer is there, or on its way."""
+        return call.ended or (call.batch_key or "") in self.batches
 
     def add(self, ask: Ask, holder: str) -> Call:
         """A new call, not sent yet."""
@@ -191,8 +198,8 @@ class BatchBook:
         """A call alike that belongs to nobody and was sent."""
         for call in self._alike.get((ask.account, ask.digest), {}).values():
             batch = self.batches.get(call.batch_key or "")
-            cancelling = batch is not None and batch.cancelling
-            if call.holder is None and call.batch_key is not None and not cancelling:
+            coming = batch is not None and not batch.cancelling
+            if call.holder is None and (call.ended or coming):
                 return call
         return None
 

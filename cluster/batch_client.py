@@ -114,7 +114,9 @@ class BatchClient:
             try:
                 more = await self._exchange()
                 lost_s = None
-            except BatcherLost as error:
+            except Exception as error:
+                if not isinstance(error, BatcherLost):
+                    log.exception("telling the batcher failed")
                 lost_s = lost_s or time.monotonic()
                 if time.monotonic() - lost_s > self._patience_s:
                     self._fail_all(error)

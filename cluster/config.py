@@ -274,7 +274,8 @@ class Batching(_Section):
         max_waiting: the most calls of a model that wait for their batches at once.
         poll_s: how soon a batch is first asked about; each time half as long again.
         max_poll_s: how often it is asked about at least.
-        keep_s: answers whose callers died are kept so long for others that ask the same.
+        keep_s: answers whose callers died are kept so long for others that ask the same (older ones
+            are forgotten when a batcher starts).
         store: file (SQLite) of what was sent, on the machine of the head node.
     """
 

@@ -69,11 +69,16 @@ class Lane:
 
 @asynccontextmanager
 async def lane(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, takes_s: float = 0.1, **batch: Any
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    takes_s: float = 0.1,
+    server: dict[str, Any] | None = None,
+    **batch: Any,
 ) -> AsyncIterator[Lane]:
-    """Everything but the callers; afterwards it is closed."""
+    """Everything but the callers; afterwards it is closed. `server` are the sandbox's settings."""
     monkeypatch.setenv(KEY_ENV, CANARY)
-    async with Sandbox(SandboxConfig(batches=BatchSettings(takes_s=takes_s))) as sandbox:
+    settings = BatchSettings(takes_s=takes_s, **(server or {}))
+    async with Sandbox(SandboxConfig(batches=settings)) as sandbox:
         here = Lane(sandbox, batch_fleet(sandbox.url, tmp_path / "batches.db", **batch))
         try:
             yield here
@@ -99,7 +104,7 @@ async def asked(client: BatchClient, *asks: Ask) -> list[Delivery]:
 
 async def crash(batcher: Batcher) -> None:
     """End a batcher as the death of its process does: nothing more is told or written."""
-    tasks = [task for task in (batcher._main, *batcher._tasks) if task is not None]
+    tasks = [task for task in (batcher._main, *batcher._sender._tasks) if task is not None]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

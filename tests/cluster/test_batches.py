@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic import AsyncAnthropic
 
+from agentcloud.cluster.batch_book import BatchBook
+from agentcloud.cluster.batch_client import BatcherLost
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.contracts import Routing
-from agentcloud.cluster.errors import CallTimeout, InvalidRequest, NoEndpoint
+from agentcloud.cluster.errors import (
+    BatchFailed,
+    CallTimeout,
+    ConnectionFailed,
+    InvalidRequest,
+    NoEndpoint,
+)
+from agentcloud.cluster.retry import is_unusable
 from agentcloud.cluster.sandbox import Fault, FaultKind
 from tests.cluster.batching import FAST, WITH_BATCH, ask, asked, crash, lane
-from tests.cluster.serving import HAIKU, PARAMS, serving, until
+from tests.cluster.serving import CANARY, HAIKU, PARAMS, serving, until
 
 HOURS = Routing(deadline_s=6 * 3600.0)
 LANE = f"main/{HAIKU}:batch"
@@ -151,7 +161,10 @@ async def test_a_batcher_that_starts_again_goes_on_and_sends_nothing_twice(
         """The port of whichever batcher lives."""
 
         async def exchange(self, tell: Any) -> Any:
-            return await here.batchers[-1].exchange(tell)
+            try:
+                return await here.batchers[-1].exchange(tell)
+            except (IndexError, RuntimeError) as error:  # as a call to a dead actor
+                raise BatcherLost from error
 
         async def leave(self, holder: str) -> None:
             await here.batchers[-1].leave(holder)
@@ -180,7 +193,7 @@ async def test_a_batch_written_down_and_never_made_is_sent_once(
             await asyncio.Event().wait()
             return ""
 
-        monkeypatch.setattr(batcher._accounts["main"], "create", dies)
+        monkeypatch.setattr(batcher._sender.accounts["main"], "create", dies)
         lost = asyncio.create_task(client.ask(ask("a")))
         await until(lambda: any(batch.task for batch in batcher._book.batches.values()))
         await asyncio.sleep(0.05)
@@ -284,3 +297,43 @@ async def test_a_deadline_that_passes_gives_the_call_up(
                 await served.inference.create(PARAMS, Routing(deadline_s=0.6, max_attempts=1))
             await until(lambda: here.made[0]["status"] == "ended")
             assert served.scheduler.core.budgets()[0].unknown_usd > 0
+
+
+async def test_a_batch_that_the_api_finds_too_large_is_sent_as_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with lane(monkeypatch, tmp_path, server={"max_requests": 2}) as here:
+        client = here.client(await here.batcher())
+        deliveries = await asked(client, *(ask(str(index)) for index in range(5)))
+        assert all(each.message is not None for each in deliveries)
+        assert sorted(len(batch["custom_ids"]) for batch in here.made) == [1, 2, 2]
+
+
+async def test_a_batch_that_somebody_deleted_is_lost_and_no_fault_of_the_endpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with lane(monkeypatch, tmp_path, takes_s=60.0, poll_s=0.5) as here:
+        client = here.client(await here.batcher())
+        work = asyncio.create_task(asked(client, ask("a")))
+        await until(lambda: bool(here.made))
+        async with AsyncAnthropic(base_url=here.sandbox.url, api_key=CANARY) as somebody:
+            (made,) = here.made
+            await somebody.messages.batches.cancel(made["id"])
+            await somebody.messages.batches.delete(made["id"])
+        (delivery,) = await work
+        assert isinstance(delivery.error, ConnectionFailed)
+        assert delivery.error.maybe_paid
+        assert not is_unusable(delivery.error)
+
+
+def test_an_error_that_a_dead_process_left_is_taken_over_by_nobody() -> None:
+    book = BatchBook("session", 15.0)
+    book.heard("dead", 0.0)
+    mine = ask("a")
+    call = book.add(mine, "dead")
+    batch = book.open_batch("main", [call], 0.0)
+    book.answer(call, None, BatchFailed("expired"))
+    book.close_batch(batch)
+    assert book.leave_behind("dead") == [call]
+    assert not book.is_coming(call)
+    assert book.left_behind(mine) is None
