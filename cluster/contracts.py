@@ -6,7 +6,7 @@ One currency: a request is the Anthropic Messages API's parameters (`Params`), a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -233,12 +233,20 @@ class Considered(NamedTuple):
     not_now: str
 
 
+class Why(Protocol):
+    """The reason of a choice, put into words only where somebody reads it."""
+
+    def words(self, considered: Sequence[Considered]) -> str:
+        """What a person reads."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to send one call to one endpoint, with everything reserved for it.
 
     Attributes:
-        reason: why this endpoint, in words that a person can read.
+        why: why this endpoint; `reason` says it in words.
         reserved_usd: worst case held at every budget of the path.
         predicted_ttft_s: prediction of the time to first token, seconds; None: no data yet.
         predicted_total_s: prediction of the whole call, seconds; None: no data yet.
@@ -253,7 +261,7 @@ class Lease:
     lease_id: str
     call_id: str
     endpoint: EndpointSpec
-    reason: str
+    why: Why
     reserved_usd: Decimal
     predicted_ttft_s: float | None
     predicted_total_s: float | None
@@ -262,6 +270,11 @@ class Lease:
     fallback_from: str | None = None
     hedge_after_s: float | None = None
     considered: tuple[Considered, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why this endpoint, in words that a person can read."""
+        return self.why.words(self.considered)
 
 
 class Outcome(StrEnum):

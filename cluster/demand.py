@@ -113,11 +113,15 @@ class DemandBook:
                 calls = self._calls[model] = _Calls()
             calls.granted += 1
             calls.prompt_tokens += input_tokens
-            if len(choice.weighed) > 1:
-                hosted = [e.cost_usd for e in choice.weighed if not e.option.cls.is_local]
-                if hosted:
-                    calls.replaceable += 1
-                    calls.hosted_usd += min(hosted)
+            least_usd = None
+            for each in choice.weighed:
+                if not each.option.cls.is_local and (
+                    least_usd is None or each.cost_usd < least_usd
+                ):
+                    least_usd = each.cost_usd
+            if least_usd is not None:
+                calls.replaceable += 1
+                calls.hosted_usd += least_usd
         elif len(choice.weighed) > 1 and (models := _models(e.option.cls for e in choice.weighed)):
             spilled = self._spilled.get(models)
             if spilled is None:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Final
 
 from agentcloud.cluster.budget import ZERO, BudgetTree, Reservation
-from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement
+from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement, Why
 from agentcloud.cluster.limits import Hold
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.standing import Totals
@@ -88,7 +88,7 @@ class LeaseBook:
         request: LeaseRequest,
         choice: Choice,
         reserved_usd: Decimal,
-        reason: str,
+        why: Why,
         submitted_s: float,
         lifetime_s: float,
         now_s: float,
@@ -121,7 +121,7 @@ class LeaseBook:
             f"{self._epoch}-{self._count}",
             request.call_id,
             state.spec,
-            reason,
+            why,
             reserved_usd,
             estimate.ttft_s if estimate.ttft_known else None,
             estimate.total_s if estimate.known else None,

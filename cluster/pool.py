@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
@@ -193,6 +194,7 @@ class EndpointClass:
         "_waiting",
         "backlog",
         "broken",
+        "is_local",
         "limiter",
         "members",
         "predictor",
@@ -216,6 +218,8 @@ class EndpointClass:
         #: Local: how long a member takes to start where none runs; None: none can be started.
         self.start_s: float | None = None
         self.broken = ""
+        #: Whether its calls cost GPU time and no money of their own.
+        self.is_local = spec.kind is EndpointKind.LOCAL
         self.usd_per_s = float(spec.usd_per_hour or Decimal(0)) / 3600.0
         self._buckets: list[dict[str, EndpointState]] = []
         self._lowest = 0
@@ -225,11 +229,6 @@ class EndpointClass:
     def name(self) -> str:
         """A member's name, to speak of the class by."""
         return next(iter(self.members), self.spec.name)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether its calls cost GPU time and no money of their own."""
-        return self.spec.kind is EndpointKind.LOCAL
 
     def place(self, state: EndpointState, now_s: float) -> None:
         """Put a member where its load and health belong; call after every change of either."""
@@ -263,11 +262,17 @@ class EndpointClass:
         """The best of the few least loaded members and of those that hold the longest prefix."""
         if not self.has_room():
             return None
+        input_tokens = request.input_tokens
+        few = self._few(request, avoid, now_s)
+        if len(few) == 1 and not request.prefix:
+            only = few[0]
+            estimate = only.estimate(input_tokens, output_tokens, now_s)
+            return Pick(only, estimate, 0, felt(estimate, request))
         predictor = self.predictor
         base_s, token_s, pair_s, running_s = predictor.line(output_tokens, ttft_only=request.stream)
-        ttft, prefix, input_tokens = predictor.ttft, request.prefix, request.input_tokens
+        ttft, prefix = predictor.ttft, request.prefix
         best, best_s, best_cached = None, float("inf"), 0
-        for state in self._few(request, avoid, now_s):
+        for state in few:
             cached = state.cached_tokens(request) if prefix else 0
             own = float(input_tokens - cached)
             pairs = own * (cached + 0.5 * own)
@@ -276,7 +281,7 @@ class EndpointClass:
                 queue.drain(ttft, now_s)
                 own += queue.tokens
                 pairs += queue.pairs
-            running = state.running(now_s) + 1
+            running = (state.running(now_s) if state.foreign else state.inflight) + 1
             felt_s = state.slowness * (
                 base_s + token_s * own + pair_s * pairs + running_s * running
             )
@@ -290,18 +295,17 @@ class EndpointClass:
     def _few(
         self, request: LeaseRequest, avoid: frozenset[str], now_s: float
     ) -> list[EndpointState]:
-        found: list[EndpointState] = []
+        """The few least loaded members, and those that hold the longest prefix."""
         few = FEW_FOR_STREAMS if request.stream else FEW
-        buckets = self._buckets
-        for inflight in range(self._lowest, len(buckets)):
-            for state in buckets[inflight].values():
-                if not avoid or state.spec.name not in avoid:
-                    found.append(state)
-                    if len(found) == few:
-                        break
-            else:
-                continue
-            break
+        found: list[EndpointState] = []
+        for bucket in itertools.islice(self._buckets, self._lowest, None):
+            if bucket:
+                members = iter(bucket.values())
+                if avoid:
+                    members = filter(lambda state: state.spec.name not in avoid, members)
+                found.extend(itertools.islice(members, few - len(found)))
+                if len(found) >= few:
+                    break
         if request.prefix:
             for state in self.prefixes.longest(request.prefix)[1]:
                 if state not in found and state.admits(now_s) and state.spec.name not in avoid:

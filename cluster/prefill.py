@@ -30,7 +30,7 @@ _MEDIAN_RANGE: Final = 0.7
 #: No first token is taken to come sooner when errors are made relative.
 _LEAST_S: Final = 1e-3
 #: From so many calls on, only every fourth is learned from: it costs more than choosing does.
-_ALL_OF: Final = 400
+_ALL_OF: Final = 200
 _EVERY: Final = 4
 _FEATURES: Final = 4
 
@@ -81,14 +81,14 @@ class PrefillModel:
     def learn(self, tokens: float, pairs: float, running: float, ttft_s: float) -> None:
         """Take one measurement in."""
         self._seen += 1
+        if self.samples >= _ALL_OF and self._seen % _EVERY:
+            return
         if self.samples:
             # A median by steps: as many predictions too high as too low.
             low = ttft_s > self.at(tokens, pairs, running)
             self._log_bias += _MEDIAN_STEP if low else -_MEDIAN_STEP
             self._log_bias = max(-_MEDIAN_RANGE, min(_MEDIAN_RANGE, self._log_bias))
             self.bias = math.exp(self._log_bias)
-        if self.samples >= _ALL_OF and self._seen % _EVERY:
-            return
         self.samples += 1
         self._take_in((1.0, tokens * 1e-3, pairs * 1e-6, running * 0.1), max(_LEAST_S, ttft_s))
         self._solve()

@@ -378,15 +378,14 @@ class SchedulerCore:
         now_s = self._clock.now()
         value_usd = self._registry.usd_per_hour_waited
         assert waiter.group is not None
-        why = explain(choice, waiter.group, waiter, now_s, value_usd)
+        before = "second send beside a slow one: " if request.hedge else ""
         if waiter.is_fallback:
-            why = f"fallback from {waiter.asked} ({waiter.why_target}): {why}"
+            before = f"{before}fallback from {waiter.asked} ({waiter.why_target}): "
+        why = explain(choice, waiter.group, waiter, now_s, value_usd, before)
         timeout_s = (
             request.routing.timeout_s or option.cls.spec.timeout_s or self.config.retry.timeout_s
         )
         lifetime_s = timeout_s + self.config.lease_timeout_s
-        if request.hedge:
-            why = f"second send beside a slow one: {why}"
         # A batch is slow on purpose.
         idempotent = request.routing.idempotent and not request.hedge and not option.cls.spec.batch
         probes = choice.state is not None and not choice.state.circuit.is_answering
