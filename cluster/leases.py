@@ -60,6 +60,7 @@ class Granted:
     ahead: tuple[float, float]
     kv: float
     max_output_tokens: int
+    per_token_s: float | None
 
 
 class LeaseBook:
@@ -145,6 +146,7 @@ class LeaseBook:
             ahead,
             kv,
             request.max_output_tokens,
+            estimate.per_token_s if estimate.known else None,
         )
         self._open[lease.lease_id] = granted
         self._by_call[request.call_id] = granted
@@ -189,7 +191,10 @@ class LeaseBook:
         judge(state, granted.granted_s, settlement, now_s, wall_s)
         if settlement.outcome is Outcome.OK and settlement.usage is not None:
             learn(granted, settlement, settlement.usage)
-        self._total(granted).add(settlement, now_s, now_s - granted.granted_s)
+        totals = self._total(granted)
+        totals.add(settlement, now_s, now_s - granted.granted_s)
+        if settlement.outcome is Outcome.OK:
+            totals.judge(granted.lease.predicted_ttft_s, granted.per_token_s, settlement)
         cls.place(state, now_s)
         return granted
 

@@ -50,7 +50,9 @@ class Packer:
         if pack is not None and (
             len(pack.keys) >= self._max_requests or pack.size_bytes + size_bytes > self._max_bytes
         ):
-            self._full.append((lane, self._open.pop(lane)))
+            del self._open[lane]
+            if pack.keys:
+                self._full.append((lane, pack))
             pack = None
         if pack is None:
             pack = self._open[lane] = _Open(now_s, now_s)
@@ -83,7 +85,7 @@ class Packer:
 
     def next_due_s(self) -> float | None:
         """Clock time at which a pack is due, if nothing else comes; None: there is none."""
-        if self._full:
+        if any(pack.keys for _, pack in self._full):
             return float("-inf")
         return min((self._due_s(pack) for pack in self._open.values() if pack.keys), default=None)
 

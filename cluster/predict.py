@@ -76,12 +76,14 @@ class Estimate:
         total_s: to the last.
         ttft_known: whether `ttft_s` was learned.
         known: whether `total_s` was learned.
+        per_token_s: the time per output token that `total_s` is made of.
     """
 
     ttft_s: float
     total_s: float
     ttft_known: bool
     known: bool
+    per_token_s: float
 
 
 class Predictor:
@@ -163,7 +165,8 @@ class Predictor:
         per_token_s = PRIOR_PER_TOKEN_S
         if known:
             per_token_s = (per_token.intercept + per_token.slope * running) * slowness
-        return Estimate(ttft_s, ttft_s + per_token_s * output_tokens, ttft_known, known)
+        total_s = ttft_s + per_token_s * output_tokens
+        return Estimate(ttft_s, total_s, ttft_known, known, per_token_s)
 
     def line(self, output_tokens: float, *, ttft_only: bool) -> tuple[float, float, float, float]:
         """`estimate` as coefficients, for comparing many endpoints.

@@ -37,6 +37,8 @@ class Totals:
     errors: dict[str, int] = field(default_factory=dict)
     ttfts_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     totals_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    ttft_errors: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    per_token_errors: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _rate: float = 0.0
     _rated_s: float = 0.0
 
@@ -70,6 +72,23 @@ class Totals:
         if settlement.timings.ttft_s is not None:
             self.ttfts_s.append(settlement.timings.ttft_s)
 
+    def judge(
+        self, ttft_s: float | None, per_token_s: float | None, settlement: Settlement
+    ) -> None:
+        """Hold what was predicted at the grant against what was measured.
+
+        Args:
+            ttft_s: predicted time to first token; None: nothing was known yet.
+            per_token_s: predicted time per output token; None likewise.
+            settlement: of an answered call.
+        """
+        timings, usage = settlement.timings, settlement.usage
+        if ttft_s is not None and timings.ttft_s:
+            self.ttft_errors.append(abs(ttft_s - timings.ttft_s) / timings.ttft_s)
+        if per_token_s is not None and timings.generation_s and usage is not None:
+            measured_s = timings.generation_s / max(1, usage.output_tokens - 1)
+            self.per_token_errors.append(abs(per_token_s - measured_s) / measured_s)
+
     def add_cost(self, cost_usd: Decimal) -> None:
         """A cost that was unknown became known."""
         self.unknown_costs = max(0, self.unknown_costs - 1)
@@ -100,6 +119,11 @@ class Totals:
             "total_p50_s": percentile(self.totals_s, 0.5),
             "total_p95_s": percentile(self.totals_s, 0.95),
             "tokens_per_s": self.tokens_per_s(now_s),
+            # Of the prediction made at the grant, relative to what was measured.
+            "ttft_error_p50": percentile(self.ttft_errors, 0.5),
+            "ttft_error_p90": percentile(self.ttft_errors, 0.9),
+            "per_token_error_p50": percentile(self.per_token_errors, 0.5),
+            "per_token_error_p90": percentile(self.per_token_errors, 0.9),
         }
 
 

@@ -113,7 +113,17 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table()
     table.add_column("endpoint", overflow="fold")
     table.add_column("state")
-    headings = ("load", "calls", "tokens in", "tokens out", "TTFT p50", "p95", "tokens/s", "cost")
+    headings = (
+        "load",
+        "calls",
+        "tokens in",
+        "tokens out",
+        "TTFT p50",
+        "p95",
+        "predicted ±",
+        "tokens/s",
+        "cost",
+    )
     for heading in headings:
         table.add_column(heading, justify="right")
     for name, row in endpoints.items():
@@ -129,11 +139,17 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{totals['output_tokens']:,}",
             show_ms(totals["ttft_p50_s"]),
             show_ms(totals["ttft_p95_s"]),
+            _off_by(totals.get("ttft_error_p50")),
             f"{totals['tokens_per_s']:,.1f}",
             show_usd(Decimal(totals["cost_usd"]))
             + (f" + {totals['unknown_costs']} unknown" if totals["unknown_costs"] else ""),
         )
     return table
+
+
+def _off_by(error: float | None) -> str:
+    """Median error of the predicted time to first token."""
+    return "-" if error is None else f"{error:.0%}"
 
 
 def _prompt_tokens(totals: Mapping[str, int]) -> int:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from agentcloud.cluster.catalog import load_catalog
+from agentcloud.cluster.clock import FakeClock
+from agentcloud.cluster.contracts import (
+    LeaseRequest,
+    Outcome,
+    Settlement,
+    Timings,
+    TokenUsage,
+)
+from agentcloud.cluster.decisions import Granted
 from agentcloud.cluster.predict import (
     PRIOR_OUTPUT_TOKENS,
     PRIOR_PER_TOKEN_S,
@@ -16,6 +27,8 @@ from agentcloud.cluster.predict import (
     Predictor,
     blend_slowness,
 )
+from agentcloud.cluster.scheduler import SchedulerCore
+from tests.cluster.scheduling import fleet, replica
 
 TIMES_S = st.floats(0.0, 1e4)
 LOADS = st.floats(0.0, 1e6)
@@ -156,3 +169,25 @@ def test_slowness_comes_to_the_true_ratio(ratio: float, expected_s: float) -> No
     for _ in range(100):
         slowness = blend_slowness(slowness, ratio * expected_s, expected_s)
     assert slowness == pytest.approx(ratio, rel=0.01)
+
+
+def test_the_error_of_predictions_is_told_per_endpoint() -> None:
+    clock = FakeClock(0.0)
+    core = SchedulerCore(fleet(), load_catalog(), clock, random.Random(1))
+    core.register([replica(0)])
+    for number in range(60):
+        core.submit(LeaseRequest(str(number), "m", 100, 16))
+        [granted] = core.poll()
+        assert isinstance(granted, Granted)
+        # The last ten take twice as long as all before.
+        ttft_s = 0.2 if number < 50 else 0.4
+        clock.advance(1.0)
+        usage, timings = TokenUsage(100, 0, 0, 11), Timings(0.0, ttft_s, 0.5, ttft_s + 0.5)
+        core.settle(Settlement(granted.lease.lease_id, Outcome.OK, usage, timings=timings))
+        totals = core.snapshot()["endpoints"]["replica:m:0"]["totals"]
+        if number == 0:
+            assert totals["ttft_error_p50"] is None, "nothing was predicted yet"
+        elif number == 49:
+            assert totals["ttft_error_p50"] < 0.1
+            assert totals["per_token_error_p90"] < 0.1
+    assert 0.2 < totals["ttft_error_p90"] <= 0.5
