@@ -204,7 +204,8 @@ def _setting(
     if rule is Rule.DEAR:
         return CascadeSetting(tiers=(pair[1],), tuned=tuned)
     if rule is Rule.CHEAP or threshold is None:
-        return CascadeSetting(tiers=pair, tuned=tuned)
+        # Samples that need not agree still vote: that is what was measured.
+        return CascadeSetting(tiers=pair, agreement=sampled, tuned=tuned)
     if sampled is not None:
         least = sampled.model_copy(update={"at_least": threshold})
         return CascadeSetting(tiers=pair, agreement=least, tuned=tuned)

@@ -52,7 +52,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     """The choice in words, and what is to be known of it."""
     chosen, dear = report["chosen"]["held_out"], report["dear_alone"]["held_out"]
     cost, of_dear = Decimal(chosen["usd_per_task"]), Decimal(dear["usd_per_task"])
-    share = f", {cost / of_dear:.0%} of {report['tiers'][1]} alone" if of_dear else ""
+    share = f", {cost / of_dear:.1%} of {report['tiers'][1]} alone" if of_dear else ""
     lines = [
         f"held out: {chosen['quality']:.1%} right for {show_usd(cost * 1000)} per 1,000{share}, "
         f"which is {dear['quality']:.1%} right"

@@ -61,6 +61,18 @@ async def test_triage_checked_asks_the_large_tier_about_critical_tickets(
     assert models == {(SMALL,), (SMALL, LARGE)}
 
 
+async def test_cascade_goes_from_the_small_tier_to_the_large_one(client: AsyncAgentCloud) -> None:
+    result, ctx = await run(client, "cascade.py:triage", {"text": "Where is my Atlas?"})
+    TrainedTriage.model_validate(result.model_dump())
+    assert [receipt.model for receipt in ctx.usage.receipts] == [SMALL]
+    # The synthetic model guesses, so some of these are checked wrong by both tiers.
+    item = {"text": "Atlas, beacon, ember, harbor or lumen: which is it?"}
+    result, ctx = await run(client, "cascade.py:triage_checked", item)
+    models = [receipt.model for receipt in ctx.usage.receipts]
+    assert models in ([SMALL] * 3, [*[SMALL] * 3, LARGE])
+    assert (ctx.usage.receipts[-1].escalated is not None) == (models[-1] == LARGE)
+
+
 async def test_extract_returns_a_row_even_when_nothing_validates(client: AsyncAgentCloud) -> None:
     result, ctx = await run(client, "extract.py:extract", {"text": "Invoice 1 from Acme: 2 x 3"})
     assert (result["invoice"] is None) != (result["problem"] is None)
