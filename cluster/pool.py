@@ -123,7 +123,9 @@ class EndpointState:
         cls = self.cls
         if cls.is_local:
             self.queue.drain(cls.predictor.ttft, now_s)
-            self.queue.add(own, pairs_of(own, cached_tokens))
+            # The step under way is on average half over.
+            step_s = cls.predictor.per_token.at(self.inflight) * self.slowness
+            self.queue.add(own, pairs_of(own, cached_tokens), now_s + 0.5 * step_s)
         if request.prefix:
             cls.prefixes.insert(self, request.prefix)
         kv = own + cls.predictor.output_tokens(request.max_output_tokens)

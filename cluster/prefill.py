@@ -143,9 +143,9 @@ class PrefillQueue:
     def drain(self, model: PrefillModel, now_s: float) -> None:
         """Bring it up to now."""
         passed_s = now_s - self.at_s
-        self.at_s = now_s
         if not self.tokens or passed_s <= 0.0:
             return
+        self.at_s = now_s
         work_s = model.work_s(self.tokens, self.pairs)
         if passed_s >= work_s:
             self.tokens = self.pairs = 0.0
@@ -154,8 +154,17 @@ class PrefillQueue:
             self.tokens *= left
             self.pairs *= left
 
-    def add(self, tokens: float, pairs: float) -> None:
-        """A call was granted."""
+    def add(self, tokens: float, pairs: float, starts_s: float) -> None:
+        """A call was granted.
+
+        Args:
+            tokens: of its prompt that are not cached.
+            pairs: of its attention.
+            starts_s: when an idle queue begins to work on it: an engine takes new prompts in
+                between its steps.
+        """
+        if not self.tokens:
+            self.at_s = starts_s
         self.tokens += tokens
         self.pairs += pairs
 

@@ -116,7 +116,7 @@ def test_a_queue_only_drains(passing: list[tuple[float, float]]) -> None:
     for _ in range(10):
         model.learn(1000.0, 500_000.0, 1.0, 0.1)
     for tokens, passed_s in passing:
-        queue.add(tokens, pairs_of(tokens, 0.0))
+        queue.add(tokens, pairs_of(tokens, 0.0), now_s)
         before = queue.tokens
         now_s += passed_s
         queue.drain(model, now_s)
