@@ -39,6 +39,7 @@ from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.registry import Pricer, Registry
+from agentcloud.cluster.rerouting import Rerouting
 from agentcloud.cluster.retry_quota import RetryQuotas
 from agentcloud.cluster.standing import Totals, overview
 from agentcloud.cluster.waiting import Waiter
@@ -86,8 +87,8 @@ class SchedulerCore:
         self._hedges = Hedges(config.hedge)
         self._hedging: list[Waiter] = []
         self._fallbacks = Fallbacks(self._registry, config.fallbacks)
-        self._silent: dict[str, float] = {}
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
+        self._rerouting = Rerouting(self._fallbacks, self._dispatcher, self._waiters)
         self._parking = Parking()
         self._lateness = Lateness()
         self._explained = ExplainBook()
@@ -111,27 +112,27 @@ class SchedulerCore:
         self._fallbacks.configure(config.fallbacks)
         self._hedges.configure(config.hedge)
         self._dispatcher.fairness.weights = config.weights
-        self._retarget()
+        self._rerouting.retarget(self._clock.now())
 
     def register(self, specs: Iterable[EndpointSpec]) -> None:
         """Add endpoints, or bring them back with a clean record."""
         now_s = self._clock.now()
         for spec in specs:
             self._dispatcher.freed(self._registry.register(spec, now_s).cls)
-            self._silent.pop(spec.name, None)
-        self._retarget()
+            self._rerouting.forget(spec.name)
+        self._rerouting.retarget(self._clock.now())
 
     def unregister(self, names: Iterable[str]) -> None:
         """Forget endpoints; requests that nothing else can serve are refused."""
         for name in names:
             self._registry.unregister(name, self._clock.now())
-            self._silent.pop(name, None)
-        self._retarget()
+            self._rerouting.forget(name)
+        self._rerouting.retarget(self._clock.now())
 
     def expect(self, expected: Iterable[Expected]) -> None:
         """Take the local models that may have replicas: where none runs, requests wait for one."""
         self._registry.expect(expected, self._clock.now())
-        self._retarget()
+        self._rerouting.retarget(self._clock.now())
 
     def report_load(self, loads: Mapping[str, LoadReport]) -> None:
         """Take load reports in; their `at_s` is overwritten by this clock."""
@@ -167,7 +168,7 @@ class SchedulerCore:
         if state is not None:
             self._dispatcher.at(now_s + DOWN_PATIENCE_S, self._give_up, state)
             self._dispatcher.freed_all()
-            self._retarget()
+            self._rerouting.retarget(self._clock.now())
 
     # -- budgets
 
@@ -247,8 +248,7 @@ class SchedulerCore:
             self._explained.settled(ended.lease.call_id, settlement.lease_id, settlement)
             if settlement.outcome is Outcome.OK or settlement.beaten:
                 self._hedges.learn(ended.state.cls, now_s - ended.granted_s)
-            if self._fallbacks:
-                self._heard_of(ended.state)
+            self._rerouting.heard_of(ended.state, now_s)
         if self._parking:
             self._unpark()
         return ended
@@ -417,7 +417,7 @@ class SchedulerCore:
         self._decisions.append(Granted(lease, request.holder))
         if probes:
             # Those that came for the same chance need not wait for what it shows.
-            self._retarget()
+            self._rerouting.retarget(self._clock.now())
         return True
 
     def _worst_case_usd(self, request: LeaseRequest, spec: EndpointSpec) -> Decimal | None:
@@ -470,7 +470,7 @@ class SchedulerCore:
             return
         waiter.spent |= {name}
         waiter.request = replace(waiter.request, avoid=waiter.request.avoid | {name})
-        self._moves(waiter)
+        self._rerouting.moves(waiter, self._clock.now())
         self._dispatcher.add(waiter)
 
     def _unpark(self, *, everything: bool = False) -> None:
@@ -487,7 +487,7 @@ class SchedulerCore:
         return True
 
     def _refuse_unable(self, waiter: Waiter) -> None:
-        if self._moves(waiter):
+        if self._rerouting.moves(waiter, self._clock.now()):
             self._dispatcher.add(waiter)
             return
         error = self._registry.refusal(waiter.request, waiter.asked)
@@ -495,32 +495,6 @@ class SchedulerCore:
             said = f"{error}; nor can what it falls back to: {', '.join(chain)}"
             error = NoEndpoint(said, why=error.why)
         self._refuse(waiter, error)
-
-    def _moves(self, waiter: Waiter) -> bool:
-        """Choose a request's tier anew; whether it is another than before."""
-        before = waiter.target
-        target = self._fallbacks.choose(waiter.request, waiter.asked, self._clock.now())
-        waiter.target, waiter.why_target = target.name, target.why
-        return waiter.target != before
-
-    def _retarget(self) -> None:
-        """Endpoints came, went, or stopped answering: requests that wait choose tiers anew."""
-        if not self._fallbacks:
-            return
-        for waiter in list(self._waiters.values()):
-            # Those that wait for money are in no group.
-            if waiter.group is not None and self._moves(waiter):
-                self._dispatcher.remove(waiter)
-                self._dispatcher.add(waiter)
-
-    def _heard_of(self, state: EndpointState) -> None:
-        """Let requests choose anew when an endpoint stops answering, once a cooldown."""
-        name, circuit = state.spec.name, state.circuit
-        if circuit.is_answering:
-            self._silent.pop(name, None)
-        elif self._silent.get(name) != circuit.until_s:
-            self._silent[name] = circuit.until_s
-            self._retarget()
 
     def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
         self._refused += 1
