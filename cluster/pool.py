@@ -244,6 +244,9 @@ class EndpointClass:
             if target >= 0:
                 self._buckets[target][state.spec.name] = state
                 self._lowest = min(self._lowest, target)
+                # So that nobody looks through them once a peak is over.
+                while not self._buckets[-1]:
+                    self._buckets.pop()
             state.bucket = target
         slots = state.concurrency.limit if member and state.circuit.is_answering else 0
         self.slots += slots - state.slots
