@@ -81,8 +81,8 @@ class Fallbacks:
         )
 
     def _able(self, request: LeaseRequest, target: str) -> Iterator[EndpointState]:
-        for option in self._registry.options(request, target, free_only=False):
-            yield from option.cls.members.values()
+        for cls in self._registry.able(request, target):
+            yield from cls.members.values()
 
     def _why(self, request: LeaseRequest, asked: str, now_s: float) -> str:
         """Why nothing of `asked` serves the request: its first two endpoints, by name."""

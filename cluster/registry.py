@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Literal, Protocol
 
@@ -161,6 +161,12 @@ class Registry:
         able = [cls for cls in classes if _why_not(cls, request, target) is None]
         options = [self._option(cls, request.input_tokens) for cls in able]
         return tuple(option for option in options if not free_only or option.is_free)
+
+    def able(self, request: LeaseRequest, target: str) -> Iterator[EndpointClass]:
+        """The classes of a tier or model that are able to serve a request that is not pinned."""
+        for cls in self.classes.values():
+            if target in (cls.spec.tier, cls.spec.model) and not _why_not(cls, request, target):
+                yield cls
 
     def fit(self, request: LeaseRequest) -> tuple[int, int, int]:
         """Which sizes and deadlines of the pool a request fits: equal for those alike."""
