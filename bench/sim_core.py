@@ -56,6 +56,7 @@ class Core:
         )
         self.core = SchedulerCore(self.config, load_catalog(), world, random.Random(0))
         self.leases: dict[int, Lease] = {}
+        #: Time to first token and per token of each call, as predicted at its grant, seconds.
         self.predicted: dict[int, tuple[float | None, float | None]] = {}
         specs = [
             EndpointSpec(
@@ -143,8 +144,16 @@ class Core:
             lease = decision.lease
             key = int(lease.call_id)
             self.leases[key] = lease
-            self.predicted[key] = (lease.predicted_ttft_s, lease.predicted_total_s)
+            self.predicted[key] = (lease.predicted_ttft_s, self._per_token_s(lease))
             self.world.send(key, lease.endpoint.name)
+
+    def _per_token_s(self, lease: Lease) -> float | None:
+        """Predicted with the call just granted among those that run."""
+        state = self.core.endpoint(lease.endpoint.name)
+        line = state.cls.predictor.per_token
+        if not line.samples:
+            return None
+        return line.at(state.running(self.world.now_s)) * state.slowness
 
     def report(self, world: World) -> None:
         """Load reports, as the fleet sends them."""

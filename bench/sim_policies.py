@@ -109,21 +109,21 @@ class LatencyBased(Immediate):
         self._recent: dict[str, deque[float]] = {
             name: deque(maxlen=self._KEPT) for name in self.names
         }
+        self._means = dict.fromkeys(self.names, 0.0)
 
     def choose(self, up: list[str], arrival: Arrival) -> str:
         """The fastest so far; one that nobody has tried counts as the fastest."""
-        means = {
-            name: sum(self._recent[name]) / len(self._recent[name]) if self._recent[name] else 0.0
-            for name in up
-        }
-        least = min(means.values())
+        means = self._means
+        least = min(means[name] for name in up)
         return self.rng.choice([name for name in up if means[name] <= least])
 
     def done(self, done: Done) -> None:
         """Take a call in."""
         super().done(done)
         took_s = (done.end_s - done.sent_s) / done.usage.output_tokens
-        self._recent[done.endpoint].append(took_s)
+        recent = self._recent[done.endpoint]
+        recent.append(took_s)
+        self._means[done.endpoint] = sum(recent) / len(recent)
 
 
 class PrefixAware(Immediate):

@@ -45,6 +45,13 @@ class HostedModel:
         dear = 5.0 if arrival.prompt_tokens > 100_000 else 1.0
         return dear * (arrival.prompt_tokens * 0.10e-6 + arrival.output_tokens * 0.50e-6)
 
+    def times_s(self, key: int, arrival: Arrival, seed: int) -> tuple[float, float]:
+        """Time to first token and per token of a request: its own noise, alike for every router."""
+        noise = random.Random(seed * 1_000_003 + key)
+        ttft_s = self.ttft_s * noise.lognormvariate(0.0, self.ttft_sigma)
+        token_s = self.token_s * noise.lognormvariate(0.0, self.token_sigma)
+        return ttft_s + arrival.prompt_tokens * self.prompt_s, token_s
+
 
 @dataclass(slots=True)
 class Done:
@@ -251,11 +258,7 @@ class World:
         for bucket, amount in zip(self._buckets, amounts, strict=True):
             bucket.settle(0.0, bucket.clamp(amount))
         self.hosted_calls += 1
-        # A request's own noise, so that every router meets the same hosted model.
-        noise = random.Random(self._seed * 1_000_003 + key)
-        ttft_s = hosted.ttft_s * noise.lognormvariate(0.0, hosted.ttft_sigma)
-        ttft_s += arrival.prompt_tokens * hosted.prompt_s
-        token_s = hosted.token_s * noise.lognormvariate(0.0, hosted.token_sigma)
+        ttft_s, token_s = hosted.times_s(key, arrival, self._seed)
         first_s = self.now_s + ttft_s
         done = Done(
             key,
