@@ -114,9 +114,7 @@ def others(runs: Sequence[Run]) -> list[Run]:
     return [each for each in runs if each["policy"] != OURS]
 
 
-def compare(
-    trace: Path, runs: dict[str, list[Run]], best: Run, most: int | None
-) -> dict[str, Any]:
+def compare(trace: Path, runs: dict[str, list[Run]], best: Run, most: int | None) -> dict[str, Any]:
     """Our best run at the best other's cost or below; the bound; who beats us at both."""
     mine = [*ours(runs[f"load {AT:g}"]), *runs["sweep"]]
     chosen = min(
