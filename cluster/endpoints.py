@@ -11,6 +11,7 @@ from agentcloud.cluster.config import Batching, FleetConfig, HostedModel, LocalM
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, Feature
 from agentcloud.cluster.engine_settings import model_folder
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.plan_data import model_shape
 
 #: What vLLM's Messages handler does for a text model.
 _LOCAL_FEATURES = frozenset(
@@ -24,6 +25,8 @@ _LOCAL_FEATURES = frozenset(
         Feature.MEAN_LOGPROB,
     }
 )
+
+_BOUNDLESS = 1 << 30
 
 
 def replica_name(model: str, index: int) -> str:
@@ -59,6 +62,28 @@ def replica_spec(
         max_concurrency=settings.max_concurrency,
         features=_LOCAL_FEATURES,
         usd_per_hour=None if hourly is None else hourly * Decimal(max(gpus, 1)),
+    )
+
+
+def guessed_spec(model: str, settings: LocalModel) -> EndpointSpec:
+    """The endpoint that a model's replica will be, as far as that is known before one started.
+
+    Where the context is not known it is taken to be boundless: a call that does not fit then waits
+    until a replica is there and says so.
+    """
+    context_tokens = settings.context_tokens
+    if context_tokens is None:
+        try:
+            context_tokens = model_shape(str(model_folder(settings.path))).context_tokens
+        except ConfigError:
+            context_tokens = _BOUNDLESS
+    degree = 1 if settings.tensor_parallel == "auto" else settings.tensor_parallel
+    return replica_spec(
+        model,
+        0,
+        settings,
+        context_tokens=context_tokens,
+        gpus=degree * settings.pipeline_parallel if settings.gpu else 0,
     )
 
 

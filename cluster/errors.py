@@ -55,6 +55,10 @@ class UnplannedModel(PlanError):
     """A model whose memory is not known exactly; it may well run with degrees set by hand."""
 
 
+class NoRoom(PlanError):
+    """A model fits, but its resources did not become free, and no node came, in time."""
+
+
 class BackendError(AgentCloudError):
     """An endpoint failed a call.
 

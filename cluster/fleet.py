@@ -1,7 +1,8 @@
-"""The fleet actor: place, start, watch, restart, drain and scale replicas.
+"""The fleet actor: as many replicas as the load is worth, with the settings in force.
 
-Each replica has one keeper task: launch, register at the scheduler, watch until it is lost, clear
-away what is left of it, launch again on a fresh placement group.
+Each replica has a keeper (keeper.py). A loop of some seconds asks the scheduler what waits, decides
+each model's target (scaling.py) and takes the next steps towards it (rollout.py); none of them
+waits for a replica to start, to drain, or for room on the cluster.
 """
 
 from __future__ import annotations
@@ -9,100 +10,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import ray
 import structlog
 
+from agentcloud.cluster.clock import SystemClock
 from agentcloud.cluster.config import FleetConfig
-from agentcloud.cluster.contracts import (
-    FLEET_NAME,
-    RAY_NAMESPACE,
-    SCHEDULER_NAME,
-    EndpointSpec,
-    LoadReport,
-)
-from agentcloud.cluster.endpoints import check_fleet, hosted_specs, replica_name, replica_spec
-from agentcloud.cluster.errors import AgentCloudError, ConfigError
-from agentcloud.cluster.launch import launch_replica
+from agentcloud.cluster.contracts import FLEET_NAME, EndpointSpec
+from agentcloud.cluster.demand import Expected
+from agentcloud.cluster.endpoints import check_fleet, guessed_spec, hosted_specs
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.fleet_report import ReplicaGauge, fleet_status
+from agentcloud.cluster.fleet_status import FleetStatus, ReplicaState
+from agentcloud.cluster.keeper import Keeper, scheduler
+from agentcloud.cluster.launch import StartReplica, degrees_of
 from agentcloud.cluster.logs import configure_logs
-from agentcloud.cluster.watch import Observation, death_reason, restart_delay_s
+from agentcloud.cluster.model_state import ModelState
+from agentcloud.cluster.placement_ray import ray_nodes
+from agentcloud.cluster.replica import start_replica
+from agentcloud.cluster.rollout import steps
+from agentcloud.cluster.scaling import Scaler
 
 log = structlog.get_logger()
-
-#: A load call that takes longer is given up on (and kills nothing).
-LOAD_TIMEOUT_S = 10.0
-#: A replica that ran this long starts its count of restarts anew.
-STEADY_S = 60.0
-
-
-class ReplicaState(StrEnum):
-    """Where a replica is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    LOST = "lost"
-    DRAINING = "draining"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStatus:
-    """One replica as `fleet_status` shows it."""
-
-    name: str
-    model: str
-    state: ReplicaState
-    restarts: int
-    load: LoadReport
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class FleetStatus:
-    """All replicas; `failure` is the line of a first start that failed."""
-
-    replicas: tuple[ReplicaStatus, ...]
-    failure: str | None = None
-
-    def all_ready(self) -> bool:
-        """Whether every replica serves."""
-        return all(replica.state is ReplicaState.READY for replica in self.replicas)
-
-    def one_line(self) -> str:
-        """`2 of 3 replicas ready; replica:small:2 starting`."""
-        ready = sum(replica.state is ReplicaState.READY for replica in self.replicas)
-        rest = [f"{r.name} {r.state}" for r in self.replicas if r.state is not ReplicaState.READY]
-        return "; ".join([f"{ready} of {len(self.replicas)} replicas ready", *rest[:4]])
-
-
-@dataclass(slots=True)
-class _Slot:
-    """The place of one replica; the keeper task alone changes it."""
-
-    model: str
-    index: int
-    state: ReplicaState = ReplicaState.STARTING
-    actor: Any = None
-    placement_group: Any = None
-    spec: EndpointSpec | None = None
-    restarts: int = 0
-    quick_deaths: int = 0
-    note: str = ""
-    seen: Observation = field(default_factory=lambda: Observation(LoadReport(), 0.0))
-    keeper: asyncio.Task[None] | None = None
-    leaving: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def name(self) -> str:
-        return replica_name(self.model, self.index)
-
-    def status(self) -> ReplicaStatus:
-        return ReplicaStatus(
-            self.name, self.model, self.state, self.restarts, self.seen.report, self.note
-        )
 
 
 class Fleet:
@@ -111,20 +41,30 @@ class Fleet:
     Args:
         config: what to run.
         where: how errors name its file.
+        start_one: creates a replica's actor.
     """
 
-    def __init__(self, config: FleetConfig, where: str) -> None:
+    def __init__(
+        self, config: FleetConfig, where: str, start_one: StartReplica = start_replica
+    ) -> None:
         configure_logs(actor=FLEET_NAME)
-        self._config = config
+        self.config = config
         self._where = where
-        self._slots: dict[str, _Slot] = {}
+        self._start_one = start_one
+        self._keepers: dict[str, Keeper] = {}
+        self._models: dict[str, ModelState] = {}
+        self._scaler = Scaler(SystemClock(), config)
         self._failure: str | None = None
-        self._stopping = False
-        self._reporter: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drains: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
         self._hosted: list[EndpointSpec] = []
+        self._gauge = ReplicaGauge()
 
     def __repr__(self) -> str:
         return FLEET_NAME
+
+    # -- what is asked of the actor
 
     async def start(self) -> None:
         """Begin to start everything; returns at once.
@@ -132,177 +72,258 @@ class Fleet:
         Raises:
             ConfigError: a model cannot be placed, or a key is missing on this node.
         """
-        check_fleet(self._config, where=self._where)
-        self._hosted = hosted_specs(self._config)
-        if self._hosted:
-            await self._scheduler().register.remote(self._hosted)
-        for model, settings in self._config.models.items():
-            for index in range(settings.replicas.max):
-                self._add(model, index)
-        self._reporter = asyncio.create_task(self._report_loads())
+        self._check(self.config, self._where)
+        self._hosted = hosted_specs(self.config)
+        self._models = {name: ModelState(settings) for name, settings in self.config.models.items()}
+        await self._tell()
+        for name, model in self._models.items():
+            for _ in range(model.least):
+                self._add(name)
+        self._spawn(self._report_loads())
+        self._spawn(self._follow_load())
 
     def status(self) -> FleetStatus:
-        """Every replica as it is now."""
-        return FleetStatus(tuple(s.status() for s in self._slots.values()), self._failure)
+        """Every replica and model as it is now."""
+        return fleet_status(self._models, list(self._keepers.values()), self._failure)
 
     def endpoints(self) -> list[EndpointSpec]:
         """Everything that serves now."""
-        ready = [s.spec for s in self._slots.values() if s.spec and s.state is ReplicaState.READY]
+        keepers = self._keepers.values()
+        ready = [k.spec for k in keepers if k.spec and k.state is ReplicaState.READY]
         return [*ready, *self._hosted]
 
     async def scale(self, model: str, replicas: int) -> None:
-        """Start further replicas, or drain and stop the last ones.
+        """Set a model's number of replicas by hand; returns when those too many are drained.
 
         Raises:
             ConfigError: no such model, or a negative number.
         """
-        if model not in self._config.models:
-            known = ", ".join(self._config.models) or "none"
+        if model not in self._models:
+            known = ", ".join(self._models) or "none"
             raise ConfigError(f"no local model {model!r} (known: {known})")
         if replicas < 0:
             raise ConfigError(f"replicas must be 0 or more (given: {replicas})")
-        mine = [slot for slot in self._slots.values() if slot.model == model]
-        used = {slot.index for slot in mine}
-        free = (index for index in range(replicas + len(mine)) if index not in used)
-        for _ in range(replicas - len(mine)):
-            self._add(model, next(free))
-        surplus = sorted(mine, key=lambda slot: slot.index)[replicas:]
-        await asyncio.gather(*(self._drain(slot) for slot in surplus))
+        self._models[model].pin(replicas)
+        await self._tell()
+        self._step(model)
+        drains = [task for name, task in self._drains.items() if self._keepers[name].model == model]
+        await asyncio.gather(*drains)
+
+    async def apply(self, config: FleetConfig, where: str) -> list[str]:
+        """Take another fleet.yaml; returns at once, with a line for each thing that changes.
+
+        Models whose engine has other settings now are replaced replica by replica, with calls
+        flowing. If the new settings do not start, the model goes back to its former ones and
+        `status` tells why.
+
+        Raises:
+            ConfigError: something of it is wrong; then nothing changes.
+        """
+        self._check(config, where)
+        changes: list[str] = []
+        for name in [name for name in self._models if name not in config.models]:
+            changes.append(f"{name}: leaves")
+            self._models[name].pin(0)
+            self._models[name].is_leaving = True
+        for name, settings in config.models.items():
+            known = self._models.get(name)
+            if known is None or known.is_leaving:
+                changes.append(f"{name}: new, {settings.replicas} replicas")
+                self._models[name] = ModelState(settings)
+            elif known.settings != settings:
+                changes.append(f"{name}: {known.take(settings)}")
+                for keeper in self._of(name):
+                    if not known.is_outdated(keeper.settings):
+                        await keeper.reprice(settings)
+                        known.spec = keeper.spec
+        before = {spec.name for spec in self._hosted}
+        self._hosted = hosted_specs(config)
+        gone = before - {spec.name for spec in self._hosted}
+        self.config, self._where, self._failure = config, where, None
+        self._scaler.configure(config)
+        await scheduler().configure.remote(config)
+        await self._tell()
+        if gone:
+            await scheduler().unregister.remote(sorted(gone))
+        for name in self._models:
+            self._step(name)
+        for line in changes:
+            log.info("fleet changed", change=line)
+        return changes
 
     async def stop(self) -> None:
         """Stop every replica; nothing of them is left when this returns."""
-        self._stopping = True
-        if self._reporter is not None:
-            self._reporter.cancel()
-        slots = list(self._slots.values())
-        for slot in slots:
-            if slot.keeper is not None:
-                slot.keeper.cancel()
-        await asyncio.gather(*(s.keeper for s in slots if s.keeper), return_exceptions=True)
-        await asyncio.gather(*(self._clear(slot, gently=True) for slot in slots))
+        for task in (*self._tasks, *self._drains.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._drains.values(), return_exceptions=True)
+        await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
 
-    def _add(self, model: str, index: int) -> None:
-        slot = _Slot(model, index)
-        self._slots[slot.name] = slot
-        slot.keeper = asyncio.create_task(self._keep(slot))
+    # -- what keepers tell
 
-    async def _keep(self, slot: _Slot) -> None:
-        while not self._stopping:
-            slot.state = ReplicaState.STARTING
-            try:
-                await self._launch(slot)
-            except (AgentCloudError, ray.exceptions.RayError) as error:
-                why = _one_line(error)
-                if slot.spec is None:  # it never served: its settings are wrong, not its luck
-                    self._failure = f"{slot.name} did not start: {why}"
-                    await self._clear(slot)
-                    slot.state, slot.note = ReplicaState.STOPPED, why
-                    return
-                slot.quick_deaths += 1
-            else:
-                ready_s = time.monotonic()
-                why = await self._watch(slot)
-                steady = time.monotonic() - ready_s > STEADY_S
-                slot.quick_deaths = 0 if steady else slot.quick_deaths + 1
-            if slot.leaving.is_set():
-                return
-            log.warning("replica lost", endpoint=slot.name, why=why, restarts=slot.restarts)
-            slot.state, slot.note = ReplicaState.LOST, why
-            await self._scheduler().mark_down.remote(slot.name, why)
-            await self._clear(slot)
-            slot.restarts += 1
-            await asyncio.sleep(restart_delay_s(slot.quick_deaths - 1))
+    def serves(self, keeper: Keeper, took_s: float) -> None:
+        """As `Home.serves`."""
+        model = self._models.get(keeper.model)
+        if model is not None and not model.is_outdated(keeper.settings):
+            first = model.served(keeper.settings, keeper.spec, took_s)
+            if first:
+                self._spawn(self._tell())
+        self._wake.set()
 
-    async def _launch(self, slot: _Slot) -> None:
-        settings = self._config.models[slot.model]
-        launched = await launch_replica(slot.name, slot.model, settings)
-        slot.actor, slot.placement_group = launched.actor, launched.placement_group
-        info = await slot.actor.ready.remote()
-        slot.spec = replica_spec(
-            slot.model,
-            slot.index,
-            settings,
-            context_tokens=info.context_tokens,
-            gpus=launched.degrees.ranks if settings.gpu else 0,
-        )
-        slot.seen = Observation(LoadReport(), time.monotonic())
-        await self._scheduler().register.remote([slot.spec])
-        slot.state, slot.note = ReplicaState.READY, ""
-        log.info("replica ready", endpoint=slot.name)
+    def failed(self, keeper: Keeper, why: str) -> bool:
+        """As `Home.failed`: settings that have served before are tried again."""
+        model = self._models.get(keeper.model)
+        self._wake.set()
+        if model is None or model.is_outdated(keeper.settings):
+            return False
+        if model.has_served(keeper.settings):
+            return True
+        self._failure = f"{keeper.name} did not start: {why}"
+        if model.go_back():
+            self._failure += f"; {keeper.model} keeps its former settings"
+        else:
+            model.breaks(why)
+        log.error("replica did not start", endpoint=keeper.name, why=why)
+        self._spawn(self._tell())
+        return False
 
-    async def _watch(self, slot: _Slot) -> str:
-        """Read the replica's load until it is lost; returns why."""
-        health = self._config.health
+    def found_no_room(self, keeper: Keeper, why: str) -> bool:
+        """As `Home.found_no_room`: what is needed at least is asked for again."""
+        model = self._models.get(keeper.model)
+        self._wake.set()
+        if model is None:
+            return False
+        if keeper.settings.replicas.is_fixed:
+            return self.failed(keeper, why)
+        model.start_s = max(model.start_s or 0.0, self.config.scaling.pending_s)
+        self._spawn(self._tell())  # those that wait learn how long it may take
+        others = [k for k in self._of(keeper.model) if k is not keeper and k.is_live]
+        if len(others) < max(model.least, 1):
+            return True
+        model.no_room(len(others), self.config.scaling.pending_s, why)
+        return False
+
+    # -- following the load
+
+    async def _follow_load(self) -> None:
         while True:
-            await asyncio.sleep(health.report_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self.config.scaling.every_s)
+            self._wake.clear()
             try:
-                report = await asyncio.wait_for(slot.actor.load.remote(), LOAD_TIMEOUT_S)
-            except TimeoutError:
-                pass  # a slow health call alone kills nothing
-            except ray.exceptions.RayError as error:
-                return f"its process died ({_one_line(error)})"
-            except AgentCloudError as error:
-                return _one_line(error)
-            else:
-                slot.seen = Observation(report, time.monotonic())
-            if why := death_reason(slot.seen, time.monotonic(), health):
-                return why
+                await self._look()
+            except (ray.exceptions.RayError, ValueError) as error:
+                log.debug("the scheduler is away", why=type(error).__name__)
+            except Exception:
+                log.exception("scaling failed by a bug, tried again")
+
+    async def _look(self) -> None:
+        demand = await scheduler().demand.remote()
+        now_s = time.monotonic()
+        mended = [model for model in self._models.values() if model.mends(now_s)]
+        if mended:
+            await self._tell()
+        crews = {
+            name: model.crew(self._of(name), self.config.scaling.start_s, now_s)
+            for name, model in self._models.items()
+        }
+        for name, target in self._scaler.decide(demand, crews).items():
+            model = self._models[name]
+            if target.replicas != model.target.replicas:
+                log.info(
+                    "scaling",
+                    model=name,
+                    replicas=target.replicas,
+                    before=model.target.replicas,
+                    why=target.reason,
+                )
+                model.changed_s = now_s
+            model.target = target
+            self._step(name)
+        self._gauge.set(self.status())
+
+    def _step(self, name: str) -> None:
+        """Take the next steps of one model towards its target."""
+        model = self._models[name]
+        for keeper in self._of(name):
+            if keeper.state is ReplicaState.STOPPED and keeper.name not in self._drains:
+                del self._keepers[keeper.name]
+        members = [
+            keeper.member(is_current=not model.is_outdated(keeper.settings))
+            for keeper in self._of(name)
+        ]
+        target = min(max(model.target.replicas, model.least), model.most)
+        todo = steps(target, members, self.config.scaling.surge_s)
+        for drained in todo.drain:
+            keeper = self._keepers[drained]
+            log.info("replica drains", endpoint=drained, target=target)
+            self._drains[drained] = asyncio.create_task(self._drain(keeper))
+        if not model.problem:
+            for _ in range(todo.add):
+                self._add(name)
+        if model.is_leaving and not members:
+            del self._models[name]
+
+    def _add(self, model: str) -> None:
+        used = {keeper.index for keeper in self._of(model)}
+        index = next(index for index in range(len(used) + 1) if index not in used)
+        keeper = Keeper(self, model, index, self._models[model].settings, self._start_one)
+        self._keepers[keeper.name] = keeper
+
+    async def _drain(self, keeper: Keeper) -> None:
+        try:
+            await keeper.drain(self.config.scaling.drain_s)
+        finally:
+            self._drains.pop(keeper.name, None)
+        del self._keepers[keeper.name]
+        self._wake.set()
+
+    def _of(self, model: str) -> list[Keeper]:
+        return [keeper for keeper in self._keepers.values() if keeper.model == model]
+
+    # -- telling the scheduler
+
+    async def _tell(self) -> None:
+        """Tell the scheduler all that serves and all that may come."""
+        start_s = self.config.scaling.start_s
+        expected = [
+            Expected(
+                model.spec or guessed_spec(name, model.settings),
+                model.start_s or start_s,
+                model.problem or None,
+            )
+            for name, model in self._models.items()
+            if model.most
+        ]
+        await scheduler().expect.remote(expected, self.endpoints())
 
     async def _report_loads(self) -> None:
-        epoch = await self._scheduler().ping.remote()
+        epoch = await scheduler().ping.remote()
         while True:
-            await asyncio.sleep(self._config.health.report_s)
+            await asyncio.sleep(self.config.health.report_s)
             loads = {
-                slot.name: slot.seen.report
-                for slot in self._slots.values()
-                if slot.state is ReplicaState.READY
+                keeper.name: keeper.seen.report
+                for keeper in self._keepers.values()
+                if keeper.state is ReplicaState.READY
             }
             # A scheduler that Ray has just restarted is away for a moment, and then knows nobody.
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                if (now := await self._scheduler().ping.remote()) != epoch:
-                    await self._scheduler().register.remote(self.endpoints())
+                if (now := await scheduler().ping.remote()) != epoch:
+                    await self._tell()
                     epoch = now
                 if loads:
-                    await self._scheduler().report_load.remote(loads)
+                    await scheduler().report_load.remote(loads)
 
-    async def _drain(self, slot: _Slot) -> None:
-        """No new calls, wait for those running, then stop."""
-        slot.leaving.set()
-        slot.state = ReplicaState.DRAINING
-        await self._scheduler().unregister.remote([slot.name])
-        # By its leases, not by its load: a call just leased has not reached the replica yet.
-        while await self._scheduler().open_leases.remote(slot.name):  # noqa: ASYNC110 - an actor
-            await asyncio.sleep(self._config.health.report_s)
-        if slot.keeper is not None:
-            slot.keeper.cancel()
-            await asyncio.gather(slot.keeper, return_exceptions=True)
-        await self._clear(slot, gently=True)
-        del self._slots[slot.name]
+    def _check(self, config: FleetConfig, where: str) -> None:
+        check_fleet(config, where=where)
+        for name, settings in config.models.items():
+            if not settings.replicas.min:  # none starts now, which would show it
+                degrees_of(name, settings, ray_nodes())
 
-    async def _clear(self, slot: _Slot, *, gently: bool = False) -> None:
-        """Remove the replica's actor and its placement group."""
-        actor, group = slot.actor, slot.placement_group
-        slot.actor = slot.placement_group = None
-        if actor is not None:
-            if gently:
-                with contextlib.suppress(ray.exceptions.RayError, TimeoutError):
-                    await asyncio.wait_for(actor.shutdown.remote(), 5)
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(actor)
-        if group is not None:
-            ray.util.remove_placement_group(group)
-
-    def _scheduler(self) -> Any:
-        return ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
-
-
-def _one_line(error: BaseException) -> str:
-    cause = getattr(error, "cause", None)  # a RayTaskError carries what the actor raised
-    text = str(cause if isinstance(cause, AgentCloudError) else error).strip()
-    return text.splitlines()[0][:300] if text else type(error).__name__
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 #: The Ray actor class; `Fleet` itself stays importable for its types.
 FleetActor = ray.remote(max_concurrency=64, max_restarts=0)(Fleet)
-
-__all__ = ["Fleet", "FleetActor", "FleetStatus", "ReplicaState", "ReplicaStatus"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,13 +17,17 @@ from agentcloud.cluster.config import LocalModel
 from agentcloud.cluster.degrees import Hardware, Workload
 from agentcloud.cluster.engine_settings import engine_settings, model_folder
 from agentcloud.cluster.errors import ConfigError, PlanError, UnplannedModel
-from agentcloud.cluster.placement import NodeGpus, place
-from agentcloud.cluster.placement_ray import actor_options, create_placement_group, ray_nodes
+from agentcloud.cluster.placement import NodeGpus
+from agentcloud.cluster.placement_ray import ray_nodes
 from agentcloud.cluster.plan import make_plan
 from agentcloud.cluster.plan_data import cpu_share, gpu_kind, model_shape
 from agentcloud.cluster.replica import start_replica
+from agentcloud.cluster.reserve import FIXED_WAIT_S, reserve
 
 log = structlog.get_logger()
+
+#: Creates a replica's actor: its name, its engine's settings, Ray's actor options.
+StartReplica = Callable[..., Any]
 
 _GIB = 1 << 30
 #: `auto` takes the smallest degree that holds so many requests at full context, if any does.
@@ -105,6 +109,9 @@ def _hardware(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Hardware:
             kv_bytes_per_gpu=int(model.kv_cache_gib * _GIB),
         )
     with_gpus = [node.total_gpus for node in nodes if node.total_gpus]
+    if not with_gpus and not model.replicas.is_fixed:
+        # Nodes may come: planned with what they are said to be.
+        with_gpus = [model.gpus_per_node] * model.pipeline_parallel
     if not with_gpus:
         raise ConfigError(
             f"asks for {model.gpu} and no node of this cluster has a GPU; leave `gpu` out to "
@@ -114,34 +121,35 @@ def _hardware(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Hardware:
     return Hardware(gpu_kind(model.gpu), gpus_per_node=max(with_gpus), nodes=len(with_gpus))
 
 
-async def launch_replica(name: str, model: str, settings: LocalModel) -> Launched:
+async def launch_replica(
+    name: str,
+    model: str,
+    settings: LocalModel,
+    *,
+    patience_s: float = FIXED_WAIT_S,
+    on_pending: Callable[[str], None] = lambda _why: None,
+    start: StartReplica = start_replica,
+) -> Launched:
     """Create a replica's actor where its placement says; it is not ready yet.
 
     Args:
         name: of the replica, its actor's too.
         model: the model's name in fleet.yaml.
         settings: its section.
+        patience_s: how long to wait for room, where nodes may come.
+        on_pending: told why it has to wait.
+        start: creates the actor.
 
     Raises:
         PlanError: it cannot be placed; nothing stays reserved.
         ConfigError: it asks for GPUs and there are none.
     """
-    nodes = ray_nodes()
-    degrees = degrees_of(model, settings, nodes)
+    degrees = degrees_of(model, settings, ray_nodes())
     engine = engine_settings(
         model,
         settings,
         tensor_parallel=degrees.tensor_parallel,
         cores=sorted(os.sched_getaffinity(0)),
     )
-    group = None
-    options: dict[str, Any] = {"num_cpus": settings.cpus}
-    if settings.gpu is not None:
-        placement = place(
-            degrees.tensor_parallel, degrees.pipeline_parallel, nodes, actor_cpus=settings.cpus
-        )
-        group = await asyncio.to_thread(
-            create_placement_group, placement, name=name, lifetime="detached"
-        )
-        options = actor_options(placement, group, actor_cpus=settings.cpus)
-    return Launched(start_replica(name, engine, **options), group, degrees)
+    room = await reserve(name, settings, degrees, patience_s=patience_s, on_pending=on_pending)
+    return Launched(start(name, engine, **room.options), room.group, degrees)

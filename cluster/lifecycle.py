@@ -25,7 +25,8 @@ from agentcloud.cluster.contracts import (
 )
 from agentcloud.cluster.endpoints import check_fleet
 from agentcloud.cluster.errors import ConfigError
-from agentcloud.cluster.fleet import FleetActor, FleetStatus
+from agentcloud.cluster.fleet import FleetActor
+from agentcloud.cluster.fleet_status import FleetStatus
 from agentcloud.cluster.ray_session import RayInfo, connect_ray, start_local_ray
 from agentcloud.cluster.scheduler_actor import start_scheduler
 
@@ -65,6 +66,9 @@ def up(
 ) -> UpInfo:
     """Create scheduler and fleet on the connected Ray and wait until every replica answers.
 
+    A fleet that is up already takes the changes of its file: replicas whose settings changed are
+    replaced one by one, with calls flowing, and this returns when the last old one is gone.
+
     Args:
         config: the fleet to bring up.
         where: how errors name its file.
@@ -72,13 +76,20 @@ def up(
         timeout_s: the longest to wait.
 
     Raises:
-        ConfigError: one is up already, a key is missing, a model cannot be placed or loaded; then
-            nothing of it is left running.
+        ConfigError: a key is missing, a model cannot be placed or loaded; then nothing of it is
+            left running, and what ran before runs on.
     """
     started_s = time.monotonic()
-    if _actor(FLEET_NAME) is not None or _actor(SCHEDULER_NAME) is not None:
-        raise ConfigError("a fleet is up on this cluster already; `agentcloud down` stops it")
+    running = _actor(FLEET_NAME)
+    if (running is None) != (_actor(SCHEDULER_NAME) is None):
+        raise ConfigError("half of a fleet is up on this cluster; `agentcloud down` stops it")
     check_fleet(config, where=where)
+    if running is not None:
+        for line in _get(running.apply.remote(config, where), 60):
+            on_progress(line)
+        _wait(running, FleetStatus.is_settled, on_progress, timeout_s)
+        endpoints = ray.get(running.endpoints.remote(), timeout=CONTROL_TIMEOUT_S)
+        return UpInfo(endpoints=tuple(endpoints), seconds=time.monotonic() - started_s)
     scheduler = start_scheduler(config)
     batcher = None
     if any(hosted.batch for hosted in config.hosted.values()):
@@ -96,7 +107,7 @@ def up(
                     raise error.cause from None
                 raise
         ray.get(fleet.start.remote(), timeout=60)
-        _wait_until_ready(fleet, on_progress, timeout_s)
+        _wait(fleet, FleetStatus.serves, on_progress, timeout_s)
         endpoints = ray.get(fleet.endpoints.remote(), timeout=CONTROL_TIMEOUT_S)
     except BaseException:
         down()
@@ -147,7 +158,22 @@ def is_up() -> bool:
     return _actor(SCHEDULER_NAME) is not None
 
 
-def _wait_until_ready(fleet: Any, on_progress: Callable[[str], None], timeout_s: float) -> None:
+def _get(asked: Any, timeout_s: float) -> Any:
+    """An actor's answer, or its `ConfigError` itself."""
+    try:
+        return ray.get(asked, timeout=timeout_s)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ConfigError):
+            raise error.cause from None
+        raise
+
+
+def _wait(
+    fleet: Any,
+    is_done: Callable[[FleetStatus], bool],
+    on_progress: Callable[[str], None],
+    timeout_s: float,
+) -> None:
     deadline_s = time.monotonic() + timeout_s
     last = ""
     while True:
@@ -158,7 +184,7 @@ def _wait_until_ready(fleet: Any, on_progress: Callable[[str], None], timeout_s:
         if line != last:
             on_progress(line)
             last = line
-        if status.all_ready():
+        if is_done(status):
             return
         if time.monotonic() > deadline_s:
             raise ConfigError(f"not ready after {timeout_s:.0f} s: {line}")

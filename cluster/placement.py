@@ -87,10 +87,7 @@ def place(
     """
     tp, stages = tensor_parallel, pipeline_parallel
     ranks = tp * stages
-    bundles = tuple(
-        {"GPU": 1.0, "CPU": actor_cpus} if rank == 0 and actor_cpus else {"GPU": 1.0}
-        for rank in range(ranks)
-    )
+    bundles = _bundles(ranks, actor_cpus)
     if any(node.free_gpus >= ranks and node.free_cpus >= actor_cpus for node in nodes):
         return Placement(tp, stages, bundles, "STRICT_PACK")
     homes = _stage_homes(tp, stages, nodes, actor_cpus)
@@ -98,6 +95,34 @@ def place(
         raise _refusal(tp, stages, nodes, actor_cpus)
     pins = tuple(home for home in homes for _ in range(tp))
     return Placement(tp, stages, bundles, "PACK", pins)
+
+
+def place_later(
+    tensor_parallel: int,
+    pipeline_parallel: int,
+    *,
+    gpus_per_node: int,
+    actor_cpus: float = 1.0,
+) -> Placement:
+    """What to ask for where there is no room now and nodes may come: Ray's autoscaler reads it.
+
+    Two cases: one node of `gpus_per_node` holds the replica: its own bundles. It takes several:
+    one bundle for each stage, which keeps a tensor-parallel group on a node wherever that will be;
+    once they are there, `place` knows the nodes.
+    """
+    tp, stages = tensor_parallel, pipeline_parallel
+    if tp * stages <= gpus_per_node:
+        return Placement(tp, stages, _bundles(tp * stages, actor_cpus), "STRICT_PACK")
+    first = {"GPU": float(tp), "CPU": actor_cpus} if actor_cpus else {"GPU": float(tp)}
+    whole = tuple(first if stage == 0 else {"GPU": float(tp)} for stage in range(stages))
+    return Placement(tp, stages, whole, "PACK")
+
+
+def _bundles(ranks: int, actor_cpus: float) -> tuple[Mapping[str, float], ...]:
+    return tuple(
+        {"GPU": 1.0, "CPU": actor_cpus} if rank == 0 and actor_cpus else {"GPU": 1.0}
+        for rank in range(ranks)
+    )
 
 
 def expected_ranks(

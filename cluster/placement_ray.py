@@ -54,16 +54,7 @@ def create_placement_group(
     Raises:
         PlanError: they did not become free in time, or Ray gave nodes that vLLM cannot use.
     """
-    pins: dict[str, Any] = {}
-    if placement.bundle_nodes:
-        pins["bundle_label_selector"] = [{_NODE_LABEL: node} for node in placement.bundle_nodes]
-    group = placement_group(
-        [dict(bundle) for bundle in placement.bundles],
-        strategy=placement.strategy,
-        name=name,
-        lifetime=lifetime,
-        **pins,
-    )
+    group = ask_placement_group(placement, name=name, lifetime=lifetime)
     try:
         if not group.wait(timeout_s):
             raise PlanError(
@@ -75,6 +66,27 @@ def create_placement_group(
         remove_placement_group(group)
         raise
     return group
+
+
+def ask_placement_group(
+    placement: Placement, *, name: str = "", lifetime: str | None = None
+) -> PlacementGroup:
+    """Ask for a placement's bundles without waiting: pending ones make the autoscaler add nodes."""
+    pins: dict[str, Any] = {}
+    if placement.bundle_nodes:
+        pins["bundle_label_selector"] = [{_NODE_LABEL: node} for node in placement.bundle_nodes]
+    return placement_group(
+        [dict(bundle) for bundle in placement.bundles],
+        strategy=placement.strategy,
+        name=name,
+        lifetime=lifetime,
+        **pins,
+    )
+
+
+def is_reserved(group: PlacementGroup) -> bool:
+    """Whether all bundles of a group have their room."""
+    return bool(placement_group_table(group)["state"] == "CREATED")
 
 
 def rank_places(placement: Placement, group: PlacementGroup) -> tuple[RankPlace, ...]:

@@ -111,7 +111,8 @@ class Scaler:
         else:
             after, reason = self._shrunk(record, base, crew, load, now_s)
         if first or base != record.target:
-            reason = reason or f"the bounds are {crew.least} to {crew.most}"
+            least, most = crew.least, crew.most
+            reason = reason or (f"set to {most}" if least == most else f"from {least} to {most}")
         if after != record.target:
             record.since_s = now_s
             record.enough.clear()

@@ -150,7 +150,7 @@ def check_fleet_actors() -> list[Check]:
         status = lifecycle.fleet_status()
     except (ConfigError, ray.exceptions.RayError) as error:
         return [*checks, fail("fleet", str(error), "agentcloud down, then agentcloud up")]
-    if status.all_ready():
+    if status.serves():
         checks.append(ok("fleet", status.one_line()))
     else:
         checks.append(warn("fleet", status.one_line(), "agentcloud endpoints shows each replica"))

@@ -17,8 +17,7 @@ from agentcloud.cluster import lifecycle
 from agentcloud.cluster.client import AsyncAgentCloud
 from agentcloud.cluster.config import FleetConfig, parse_fleet
 from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NAME
-from agentcloud.cluster.errors import ConfigError
-from agentcloud.cluster.fleet import ReplicaState
+from agentcloud.cluster.errors import ConfigError, NoEndpoint
 from agentcloud.cluster.reaper import MARK, marked
 from tests.conftest import wait_until
 
@@ -151,7 +150,50 @@ async def test_scaling_down_drains_before_it_stops(fleet: lifecycle.UpInfo) -> N
         await actor.scale.remote("nope", 1)
 
 
-def test_a_second_fleet_is_refused(fleet: lifecycle.UpInfo, tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="is up on this cluster already"):
-        lifecycle.up(fleet_config(tiny_model))
-    assert all(r.state is ReplicaState.READY for r in lifecycle.fleet_status().replicas)
+async def test_changed_settings_are_rolled_out_without_a_failed_call(
+    fleet: lifecycle.UpInfo, tiny_model: Path
+) -> None:
+    actor = ray.get_actor(FLEET_NAME, namespace=RAY_NAMESPACE)
+    changed = fleet_config(tiny_model, replicas=1, max_output_tokens=100)
+    answers: list[Any] = []
+    async with AsyncAgentCloud() as client:
+        done = asyncio.Event()
+
+        async def steady(number: int) -> None:
+            while not done.is_set():
+                answers.append(await ask(client, number, max_tokens=20))
+                await asyncio.sleep(0.05)  # so that the new engine starts beside it
+
+        callers = [asyncio.create_task(steady(number)) for number in range(3)]
+        try:
+            lines: list[str] = []
+            info = await asyncio.to_thread(lifecycle.up, changed, on_progress=lines.append)
+            last = await ask(client, 0, max_tokens=20)
+        finally:
+            done.set()
+            await asyncio.gather(*callers)
+        with pytest.raises(NoEndpoint, match="generates at most 100 tokens"):
+            await ask(client, 0, max_tokens=200)
+    assert lines[0] == "pool: replicas are replaced (max_output_tokens); replicas 2 -> 1"
+    assert [spec.name for spec in info.endpoints] == ["replica:pool:1"]
+    served = [answer.agentcloud.endpoint for answer in answers]
+    assert "replica:pool:0" in served[:20]
+    assert last.agentcloud.endpoint == "replica:pool:1"
+    assert all(answer.agentcloud.attempts == 1 for answer in answers), "a call was sent twice"
+    assert max(answer.agentcloud.timings.queue_s for answer in answers) < 2.0, "nobody waited"
+    (model,) = (await actor.status.remote()).models
+    assert (model.running, model.old, model.draining, model.target) == (1, 0, 0, 1)
+
+
+def test_settings_that_do_not_start_change_nothing(
+    fleet: lifecycle.UpInfo, tiny_model: Path
+) -> None:
+    before = [replica.name for replica in lifecycle.fleet_status().replicas]
+    bad = fleet_config(tiny_model, replicas=1, engine_args={"no_such_argument": 1})
+    with pytest.raises(ConfigError, match=r"did not start: .*pool keeps its former settings"):
+        lifecycle.up(bad)
+    assert wait_until(lambda: lifecycle.fleet_status().is_settled(), 30)
+    assert [replica.name for replica in lifecycle.fleet_status().replicas] == before
+    missing = fleet_config(tiny_model / "none")
+    with pytest.raises(ConfigError, match="no model folder"):
+        lifecycle.up(missing)

@@ -85,8 +85,14 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def ray_head(*, token: bool = True, wait: bool = True) -> Iterator[Head]:
-    """`ray start --head` in a session folder and on ports of its own; ended by its own group."""
+def ray_head(
+    *, token: bool = True, wait: bool = True, node_types: dict[str, Any] | None = None
+) -> Iterator[Head]:
+    """`ray start --head` in a session folder and on ports of its own; ended by its own group.
+
+    With `node_types` Ray's autoscaler runs, over its fake provider: nodes are raylets on this
+    machine. (Ray's own `AutoscalingCluster` calls `ray stop`, which would end everybody's Ray.)
+    """
     # Short: Ray puts Unix sockets below it, whose paths may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ac"))
     gcs, dashboard, agent, agent_grpc, metrics, client = free_ports(6)
@@ -97,6 +103,11 @@ def ray_head(*, token: bool = True, wait: bool = True) -> Iterator[Head]:
         path.chmod(0o600)
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
     env = clean_env(**auth, SANDBOX_KEY=SANDBOX_KEY)
+    more: list[str] = []
+    if node_types is not None:
+        (folder / "autoscaler.json").write_text(json.dumps(_autoscaling(node_types, gcs)))
+        more.append(f"--autoscaling-config={folder}/autoscaler.json")
+        env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     process = subprocess.Popen(
         [
             str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats",
@@ -104,7 +115,7 @@ def ray_head(*, token: bool = True, wait: bool = True) -> Iterator[Head]:
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
             f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}",
-            "--num-cpus=4", f"--object-store-memory={200 << 20}",
+            "--num-cpus=4", f"--object-store-memory={200 << 20}", *more,
         ],
         env=env,
         stdout=subprocess.PIPE,
@@ -121,6 +132,36 @@ def ray_head(*, token: bool = True, wait: bool = True) -> Iterator[Head]:
     finally:
         _end_group(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _autoscaling(node_types: dict[str, Any], gcs: int) -> dict[str, Any]:
+    """A cluster file for the fake provider; idle nodes leave after 3 s."""
+    head = {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0}
+    lists = (
+        *("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands"),
+        *("setup_commands", "head_setup_commands", "worker_setup_commands"),
+        *("head_start_ray_commands", "worker_start_ray_commands"),
+    )
+    return {
+        "cluster_name": "fake",
+        "max_workers": 8,
+        "idle_timeout_minutes": 0.05,
+        "upscaling_speed": 1.0,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"127.0.0.1:{gcs}",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {"ray.head.default": head, **node_types},
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{key: [] for key in lists},
+    }
 
 
 def _wait_for_port(process: subprocess.Popen[str], port: int) -> None:
