@@ -145,7 +145,7 @@ class Fleet:
         await self._tell()
         if gone:
             await scheduler().unregister.remote(sorted(gone))
-        for name in self._models:
+        for name in list(self._models):
             self._step(name)
         for line in changes:
             log.info("fleet changed", change=line)

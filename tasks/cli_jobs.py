@@ -15,6 +15,7 @@ import typer
 
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.tasks.cascade_file import load_cascade
+from agentcloud.tasks.cli_fleet import show_fleet
 from agentcloud.tasks.cli_options import (
     AddressOpt,
     AgentArg,
@@ -121,12 +122,21 @@ def submit_command(
     say(f"dashboard: {submissions.dashboard_url}")
 
 
-def status_command(job_id: JobArg, address: AddressOpt = None, as_json: JsonOpt = False) -> None:
-    """Show how far a submitted job is.
+def status_command(
+    job_id: Annotated[str | None, typer.Argument(help="A job's id; none: the fleet.")] = None,
+    address: AddressOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Show how far a submitted job is, or how many replicas each model has and why.
 
-    Example:
+    Examples:
         agentcloud status j1a2b3c4d --address http://head:8265
+
+        agentcloud status --address head:6379
     """
+    if job_id is None:
+        show_fleet(address, as_json)
+        return
     from agentcloud.tasks.submission import Submissions
 
     _print_job(Submissions(address).get(job_id), as_json)

@@ -19,6 +19,7 @@ from agentcloud.cluster.config import FleetConfig, parse_fleet
 from agentcloud.cluster.contracts import FLEET_NAME, RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError, NoEndpoint
 from agentcloud.cluster.reaper import MARK, marked
+from agentcloud.tasks.cli_metrics import metrics_targets, scrape
 from tests.conftest import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -183,6 +184,16 @@ async def test_changed_settings_are_rolled_out_without_a_failed_call(
     assert max(answer.agentcloud.timings.queue_s for answer in answers) < 2.0, "nobody waited"
     (model,) = (await actor.status.remote()).models
     assert (model.running, model.old, model.draining, model.target) == (1, 0, 0, 1)
+    (target,) = metrics_targets()
+
+    def exported() -> dict[str, float]:
+        found = (each for each in scrape(target) if each.name == "replicas")
+        return {each.labels["state"]: each.value for each in found if each.value}
+
+    shown = await asyncio.to_thread(
+        wait_until, lambda: exported() == {"target": 1.0, "running": 1.0}, 30
+    )
+    assert shown, exported()
 
 
 def test_settings_that_do_not_start_change_nothing(
