@@ -37,7 +37,8 @@ class Lateness:
         fastest = choice.weighed[0]
         for each in choice.weighed:
             predictor = each.option.cls.predictor
-            if predictor.per_token.samples < _LEAST_SAMPLES:
+            # Where no replica runs, somebody has to wait for one to be started.
+            if predictor.per_token.samples < _LEAST_SAMPLES or each.option.cls.is_resting:
                 return None
             if each.wait_s + each.service_s < fastest.wait_s + fastest.service_s:
                 fastest = each

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 
-from agentcloud.cluster.contracts import EndpointSpec
+from agentcloud.cluster.contracts import EndpointSpec, Routing
 from agentcloud.cluster.demand import Backlog, Expected
 from agentcloud.cluster.errors import NoEndpoint
 from tests.cluster.scheduling import HAIKU, Bed, fleet, hosted, ok, replica
@@ -105,3 +106,17 @@ def test_a_resting_model_is_no_outage_for_its_fallback_chain() -> None:
     bed.core.register([replica(0)])
     assert bed.poll() == ["a"]
     assert bed.leases["a"].endpoint.name == "replica:m:0"
+
+
+def test_a_deadline_too_short_for_the_start_is_no_refusal_or_nothing_would_ever_start() -> None:
+    other = replace(replica(0), name="replica:n:0", model="n")
+    both = [replica(0), other]
+    bed = Bed(*both)
+    for number in range(50):
+        pin = Routing(endpoint=both[number % 2].name)
+        bed.tell(ok(bed.take(f"warm{number}", routing=pin)))
+    bed.core.expect([Expected(spec, 60.0) for spec in both])
+    bed.core.unregister([spec.name for spec in both])
+    assert bed.ask("a", routing=Routing(deadline_s=5.0)) is None
+    assert not bed.errors
+    assert sum(each.waiting for each in bed.core.demand().backlogs) == 1
