@@ -109,9 +109,10 @@ def _hardware(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Hardware:
             kv_bytes_per_gpu=int(model.kv_cache_gib * _GIB),
         )
     with_gpus = [node.total_gpus for node in nodes if node.total_gpus]
-    if not with_gpus and not model.replicas.is_fixed:
-        # Nodes may come: planned with what they are said to be.
-        with_gpus = [model.gpus_per_node] * model.pipeline_parallel
+    if not model.replicas.is_fixed:
+        # Nodes may come: as many as are asked for, like those there are, or are said to be.
+        missing = model.pipeline_parallel - len(with_gpus)
+        with_gpus += [max(with_gpus, default=model.gpus_per_node)] * missing
     if not with_gpus:
         raise ConfigError(
             f"asks for {model.gpu} and no node of this cluster has a GPU; leave `gpu` out to "

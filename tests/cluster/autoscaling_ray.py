@@ -46,7 +46,7 @@ FLEET = {
         # No node type has this: it is asked for, given up, asked for again.
         "odd": {**KEYS, "tier": "odd", "resources": {"unobtainium": 1}, "replicas": {"max": 1}},
     },
-    "scaling": {"every_s": 0.25, "keep_s": 4, "start_s": 1, "pending_s": 2},
+    "scaling": {"every_s": 0.25, "keep_s": 4, "start_s": 1, "pending_s": 6},
     "health": {"report_s": 0.1},
 }
 

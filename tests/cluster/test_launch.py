@@ -90,3 +90,16 @@ def test_on_the_cpu_weights_and_cache_must_fit_its_memory(folder: Any) -> None:
     assert degrees_of("m", model(path, None, tensor_parallel=2, **keys), []) == Degrees(2, 1)
     with pytest.raises(PlanError, match=r"leave no room .* 100000.0 GiB of KV cache"):
         degrees_of("m", model(path, None, kv_cache_gib=100_000, **keys), [])
+
+
+def test_nodes_that_may_come_are_planned_with_where_bounds_let_them(folder: Any) -> None:
+    path = folder("llama-3-70b")
+    bounds = {"min": 0, "max": 2}
+    assert degrees_of("m", model(path, replicas=bounds), ONE_NODE[:1]) == Degrees(4, 1)
+    two_stages: dict[str, Any] = {"tensor_parallel": 2, "pipeline_parallel": 2}
+    small = model(path, replicas=bounds, gpus_per_node=2, **two_stages)
+    assert degrees_of("m", small, ONE_NODE[:1]) == Degrees(2, 2)
+    half_there = [NodeGpus("a", 2, 2)]
+    assert degrees_of("m", small, half_there) == Degrees(2, 2)
+    with pytest.raises(PlanError, match="needs more GPUs than there are"):
+        degrees_of("m", model(path, **two_stages), half_there)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentcloud.cluster.errors import PlanError
-from agentcloud.cluster.placement import NodeGpus, expected_ranks, place
+from agentcloud.cluster.placement import NodeGpus, expected_ranks, place, place_later
 
 
 def nodes(*free: int, total: int = 8, cpus: float = 8) -> list[NodeGpus]:
@@ -130,3 +130,12 @@ def test_the_named_nearest_can_be_placed(tp: int, stages: int, free: list[int]) 
             smaller, deeper = int(words[1]), int(words[3])
             assert smaller * deeper == tp * stages
             place(smaller, deeper, nodes(*free))
+
+
+def test_what_is_asked_of_nodes_to_come_keeps_each_stage_on_one() -> None:
+    one = place_later(4, 1, gpus_per_node=8, actor_cpus=2)
+    assert one.strategy == "STRICT_PACK"
+    assert one.bundles == ({"GPU": 1.0, "CPU": 2}, *[{"GPU": 1.0}] * 3)
+    two = place_later(8, 2, gpus_per_node=8, actor_cpus=2)
+    assert two.bundles == ({"GPU": 8.0, "CPU": 2}, {"GPU": 8.0})
+    assert not two.bundle_nodes, "which nodes is not known yet"
