@@ -316,7 +316,8 @@ class Fleet:
     def _check(self, config: FleetConfig, where: str) -> None:
         check_fleet(config, where=where)
         for name, settings in config.models.items():
-            if not settings.replicas.min:  # none starts now, which would show it
+            # At a start the replicas show it themselves, where any starts.
+            if self._models or not settings.replicas.min:
                 degrees_of(name, settings, ray_nodes())
 
     def _spawn(self, work: Any) -> None:

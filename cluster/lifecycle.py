@@ -106,7 +106,7 @@ def up(
                 if isinstance(error.cause, ConfigError):
                     raise error.cause from None
                 raise
-        ray.get(fleet.start.remote(), timeout=60)
+        _get(fleet.start.remote(), 60)
         _wait(fleet, FleetStatus.serves, on_progress, timeout_s)
         endpoints = ray.get(fleet.endpoints.remote(), timeout=CONTROL_TIMEOUT_S)
     except BaseException:

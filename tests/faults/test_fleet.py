@@ -200,11 +200,16 @@ def test_settings_that_do_not_start_change_nothing(
     fleet: lifecycle.UpInfo, tiny_model: Path
 ) -> None:
     before = [replica.name for replica in lifecycle.fleet_status().replicas]
-    bad = fleet_config(tiny_model, replicas=1, engine_args={"no_such_argument": 1})
+    bad = fleet_config(tiny_model, replicas=1, engine_args={"dtype": "no such"})
     with pytest.raises(ConfigError, match=r"did not start: .*pool keeps its former settings"):
         lifecycle.up(bad)
     assert wait_until(lambda: lifecycle.fleet_status().is_settled(), 30)
     assert [replica.name for replica in lifecycle.fleet_status().replicas] == before
-    missing = fleet_config(tiny_model / "none")
-    with pytest.raises(ConfigError, match="no model folder"):
-        lifecycle.up(missing)
+    for known_before, line in (
+        (fleet_config(tiny_model / "none"), "no model folder"),
+        (fleet_config(tiny_model, dtype="float77"), "unknown dtype 'float77'"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            lifecycle.up(known_before)
+    status = lifecycle.fleet_status()
+    assert [(r.name, r.is_current) for r in status.replicas] == [(name, True) for name in before]
