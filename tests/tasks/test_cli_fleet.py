@@ -35,7 +35,7 @@ STATUS = FleetStatus(
     REPLICAS,
     None,
     (
-        ModelStatus("big", 0, 4, 2, "12 calls waiting", 75.0, **count_states(REPLICAS)),
+        ModelStatus("big", 0, 4, 2, "12 calls waiting", 75.0, problem="", **count_states(REPLICAS)),
         ModelStatus("odd", 1, 1, 1, "set to 1", 1.0, problem="holds no weights"),
     ),
 )
