@@ -79,6 +79,7 @@ class Watcher:
     def __init__(self, fleet: Any) -> None:
         self._fleet = fleet
         self.lines: list[str] = []
+        self.restarts: dict[str, int] = {}
 
     def until(self, what: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         end_s = time.monotonic() + LIMIT_S
@@ -87,6 +88,7 @@ class Watcher:
             line = status.one_line()
             if line not in self.lines:
                 self.lines.append(line)
+            self.restarts = {each.name: each.restarts for each in status.replicas}
             models = {each.model: each for each in status.models}
             if holds(models):
                 return models
@@ -140,12 +142,10 @@ async def main(address: str) -> dict[str, Any]:
     await client.flush()
     await asyncio.wait_for(scaled, LIMIT_S)
 
-    def retried(models: dict[str, Any]) -> bool:
-        return sum("replica:odd:0 lost" in line for line in watcher.lines) > 0 and bool(
-            models["odd"].pending
-        )
+    def asked_again(models: dict[str, Any]) -> bool:
+        return watcher.restarts.get("replica:odd:0", 0) > 0 and models["odd"].pending == 1
 
-    await watch("asked for room again", retried)
+    await watch("asked for room again", asked_again)
     seen["odd_waits"] = not odd.done()
     odd.cancel()
     await watch("given up", lambda m: not m["odd"].pending and not m["odd"].target)
