@@ -137,9 +137,8 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{totals['calls']:,}",
             f"{_prompt_tokens(totals):,}",
             f"{totals['output_tokens']:,}",
-            show_ms(totals["ttft_p50_s"]),
+            show_ms(totals["ttft_p50_s"]) + _off_by(totals.get("ttft_error_p50")),
             show_ms(totals["ttft_p95_s"]),
-            _off_by(totals.get("ttft_error_p50")),
             f"{totals['tokens_per_s']:,.1f}",
             show_usd(Decimal(totals["cost_usd"]))
             + (f" + {totals['unknown_costs']} unknown" if totals["unknown_costs"] else ""),
@@ -149,7 +148,7 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _off_by(error: float | None) -> str:
     """Median error of the predicted time to first token."""
-    return "-" if error is None else f"{error:.0%}"
+    return "" if error is None else f" ±{error:.0%}"
 
 
 def _prompt_tokens(totals: Mapping[str, int]) -> int:

@@ -147,6 +147,30 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 90) -> None:
         time.sleep(0.1)
 
 
+def test_a_call_is_explained_by_its_id(head: Head, project: Path, write_inputs: Write) -> None:
+    write_inputs({"id": "t1", "text": "why there?"})
+    ended = head.cli(
+        *("run", "agent.py:answers", "-i", "inputs.jsonl", "--address", head.gcs), cwd=project
+    )
+    assert ended.status == 0, ended.err
+    (call,) = lines_by_id(project / "inputs.results.jsonl")["t1"]["calls"]
+    told = head.cli("explain", call["call"], "--json", cwd=project, address=True)
+    assert told.status == 0, told.err
+    (send,) = told.json["sends"]
+    assert send["chosen"] == call["endpoint"]
+    assert send["considered"] == call["considered"]
+    assert send["happened"] == "ok"
+    assert Decimal(send["cost_usd"]) == Decimal(call["cost_usd"])
+    assert send["output_tokens"] == call["output_tokens"]
+    shown = head.cli("explain", call["call"], cwd=project, address=True)
+    assert "chosen" in shown.out
+    assert "happened: ok" in shown.out
+    unknown = head.cli("explain", "call-of-nobody", cwd=project, address=True)
+    assert unknown.status == 2
+    assert len(unknown.err.strip().splitlines()) == 1
+    assert "call-of-nobody" in unknown.err
+
+
 def test_json_of_other_commands_is_one_document(head: Head, project: Path) -> None:
     endpoints = head.cli("endpoints", "--address", head.gcs, "--json", cwd=project)
     assert endpoints.status == 0, endpoints.err
