@@ -228,8 +228,12 @@ class Replica:
             for sequence in done:
                 self._release(sequence)
                 self.finished.append((sequence, at_s))
-        while self._used_tokens() > self.speed.kv_tokens and len(self.decoding) > 1:
-            self._preempt(self.decoding.pop())
+        while (
+            self._used_tokens() > self.speed.kv_tokens
+            and len(self.decoding) + len(self.prefilling) > 1
+        ):
+            # The last to be admitted is the first to be put back.
+            self._preempt((self.prefilling or self.decoding).pop())
         self._begin(at_s)
 
     # -- memory
@@ -243,11 +247,14 @@ class Replica:
             return False
         arrival = sequence.arrival
         prompt = arrival.prompt_tokens + (arrival.output_tokens - sequence.left_tokens)
-        hits = self.holds(arrival.blocks)
+        # A trace may end a prompt within a block; only whole ones are ever shared.
+        hits = self.holds(arrival.blocks[: arrival.prompt_tokens // BLOCK_TOKENS])
         # The last token is always computed: it gives the first of the answer.
         cached = min(hits * BLOCK_TOKENS, prompt - 1)
-        fresh = prompt - cached
-        if self._used_tokens() + fresh + 1 > self.speed.kv_tokens and (
+        # Blocks that nobody else uses now are taken out of what could be evicted.
+        taken = BLOCK_TOKENS * sum(block not in self._pins for block in arrival.blocks[:hits])
+        private = prompt - hits * BLOCK_TOKENS
+        if self._used_tokens() + taken + private + 1 > self.speed.kv_tokens and (
             self.decoding or self.prefilling
         ):
             return False
@@ -257,8 +264,8 @@ class Replica:
         sequence.pinned = hits
         sequence.cached_tokens = cached
         sequence.context_tokens = cached
-        sequence.prefill_left = fresh
-        self._private_tokens += fresh
+        sequence.prefill_left = prompt - cached
+        self._private_tokens += private
         self.prompt_tokens += prompt
         self.hit_tokens += cached
         self._evict()
