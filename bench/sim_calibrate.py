@@ -29,11 +29,13 @@ from bench.sim_traces import Arrival
 
 _COEFFICIENTS: Final = ("step_s", "prefill_s", "attend_s", "sequence_s", "read_s")
 _PROMPTS: Final = (16, 64, 200, 400, 800, 1600)
-_RUNNING: Final = (1, 4, 16, 48, 96)
-_CONTEXTS: Final = (16, 400, 1200)
+_RUNNING: Final = (1, 8, 32, 96)
+_CONTEXTS: Final = (16, 256, 1200)
+#: Tokens of the prompts that a round of decoding starts with, at most.
+_FILLED: Final = 13_000
 _ROUNDS: Final = 3
 _DECODED: Final = 10
-_BURSTS: Final = 3
+_BURSTS: Final = 2
 _BURST: Final = 80
 _SWEEPS: Final = 20_000
 BOUNDS: Final = {"step_error_p50": ("<=", 0.15), "burst_ttft_p50_error": ("<=", 0.25)}
@@ -51,7 +53,7 @@ def measure(engine: SteppedEngine) -> list[Step]:
                 steps += _prompts(engine, length, beside)
         for context in _CONTEXTS:
             for running in _RUNNING:
-                if running * (context + _DECODED) < engine.kv_tokens:
+                if running * context <= min(_FILLED, engine.kv_tokens // 2):
                     steps += _decoding(engine, context, running)
     return [step for step in steps if step.prompt_tokens or step.running]
 
