@@ -8,7 +8,7 @@ from typing import Any, Final
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 _COLOURS: Final = {
     "round_robin": "#7f7f7f",
@@ -64,11 +64,23 @@ def _panel(axis: Any, stem: str, found: dict[str, Any], load: str) -> None:
     axis.axhline(floor_s, color="black", linestyle=":", label="bound, no hosted money spent")
     axis.plot([], [], "o", color="black", label="filled: with the hosted model")
     axis.set_yscale("log")
-    axis.set_title(f"{stem}, {load.split()[1]} of saturation, 8 replicas")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low / 1.4, high)
+    share = float(load.split()[1])
+    axis.set_title(f"{stem}: {share:.0%} of saturation, 8 replicas")
     axis.set_xlabel("cost of the trace, USD (replicas and hosted model)")
     axis.set_ylabel("p99 time to first token, s")
     axis.grid(visible=True, which="both", alpha=0.25)
-    axis.legend(fontsize=8)
+    # Plain figures: the range is often less than a power of ten.
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(ticker.FuncFormatter(_minor))
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
+
+
+def _minor(value: float, place: int) -> str:
+    """A label for 2 and 5 of each power of ten."""
+    first = f"{value:e}"[0]
+    return f"{value:g}" if first in "25" else ""
 
 
 def _name_policies(axis: Any, runs: list[dict[str, Any]]) -> None:
@@ -83,9 +95,10 @@ def _name_policies(axis: Any, runs: list[dict[str, Any]]) -> None:
         axis.annotate(
             ", ".join(words),
             (usd, time_s),
-            xytext=(8, -14),
+            xytext=(-4, -28),
             textcoords="offset points",
             color=_OURS,
             fontsize=10,
             fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": _OURS},
         )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentcloud.cluster.contracts import Policy
+from agentcloud.cluster.contracts import Policy, TokenUsage
 from bench import simulate
 from bench.sim_bound import alone, bound_s
 from bench.sim_errors import prediction_errors
@@ -21,7 +21,7 @@ from bench.sim_policies import OTHERS
 from bench.sim_replica import H100_8B, Replica, Speed
 from bench.sim_run import OURS, Job, run
 from bench.sim_traces import BLOCK_TOKENS, Arrival, TraceError, read_trace
-from bench.sim_world import Done, TokenUsage
+from bench.sim_world import Done
 
 REQUESTS = 300
 #: Small, so that prompts take several steps, memory runs out and sequences are put back.
