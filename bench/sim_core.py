@@ -21,6 +21,7 @@ from agentcloud.cluster.contracts import (
     Timings,
 )
 from agentcloud.cluster.decisions import Granted
+from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.scheduler import SchedulerCore
 from bench.sim_traces import BLOCK_TOKENS, Arrival
 from bench.sim_world import HOSTED, Done, World, blocks_upto, usd
@@ -162,7 +163,7 @@ class Core:
         for name, replica in world.replicas.items():
             world.look(replica)
             if replica.stored or replica.evicted:
-                told[name] = (replica.stored, replica.evicted)
+                told[name] = Change(replica.stored, replica.evicted)
                 replica.stored, replica.evicted = [], []
             loads[name] = LoadReport(
                 running=len(replica.decoding) + len(replica.prefilling),

@@ -37,6 +37,7 @@ from agentcloud.cluster.errors import (
     RetriesSpent,
 )
 from agentcloud.cluster.gpu_share import GpuShare
+from agentcloud.cluster.prefix_chunks import prefix_chunks
 from agentcloud.cluster.prices import gpu_seconds_usd
 from agentcloud.cluster.retry import Decision, Elsewhere, Fail, decide, is_paced, is_unusable
 from agentcloud.cluster.sizing import estimated_input_tokens, needs_of
@@ -101,14 +102,18 @@ class Attempts:
         self._extra_sends = routing.extra_sends
         routing = replace(routing, extra_sends=None)
         self._routing = routing
+        input_tokens = estimated_input_tokens(params)
+        chunks = prefix_chunks(params, input_tokens)
         self._request = LeaseRequest(
             call_id=call_id,
             model=model,
-            input_tokens=estimated_input_tokens(params),
+            input_tokens=input_tokens,
             max_output_tokens=max_output_tokens or params["max_tokens"],
             needs=needs_of(params) | ({Feature.MEAN_LOGPROB} if routing.mean_logprob else set()),
             routing=routing,
             stream=stream,
+            prefix=chunks.hashes,
+            prefix_tokens=chunks.tokens,
         )
         self._queue_s = 0.0
         self._spent_usd = _ZERO

@@ -31,6 +31,8 @@ FEW_FOR_STREAMS: Final = 8
 _KV_FULL: Final = 0.95
 #: Chunks remembered of an endpoint that does not tell its cache's size: 8 million tokens of 512.
 _CHUNKS: Final = 16_384
+#: How long hosted models keep a prefix after its last use.
+HOSTED_TTL_S: Final = 300.0
 #: Tokens a chunk stands for when a cache's size is turned into chunks.
 _CHUNK_TOKENS: Final = 256
 
@@ -64,7 +66,10 @@ class EndpointState:
         self.load: LoadReport | None = None
         self.foreign = 0
         self.queue = PrefillQueue()
-        self.holding = Holding((spec.kv_tokens or _CHUNKS * _CHUNK_TOKENS) // _CHUNK_TOKENS)
+        self.holding = Holding(
+            (spec.kv_tokens or _CHUNKS * _CHUNK_TOKENS) // _CHUNK_TOKENS,
+            None if cls.is_local else HOSTED_TTL_S,
+        )
         self.kv_held = 0.0
         self.bucket = -1
         self.slots = 0
@@ -105,11 +110,17 @@ class EndpointState:
             pairs + queue.pairs,
         )
 
-    def cached_tokens(self, request: LeaseRequest) -> int:
-        """Prompt tokens of a request that its cache is taken to hold; never all of them."""
+    def held_chunks(self, request: LeaseRequest, now_s: float) -> int:
+        """Chunks of a request's prefix that were used here and are not forgotten."""
         if not request.prefix:
             return 0
-        depth = PrefixIndex.depth(self, request.prefix)
+        if self.holding.ttl_s is not None:
+            self.cls.prefixes.forget_old(self, now_s)
+        return PrefixIndex.depth(self, request.prefix)
+
+    def cached_tokens(self, request: LeaseRequest, now_s: float) -> int:
+        """Prompt tokens of a request that its cache is taken to hold; never all of them."""
+        depth = self.held_chunks(request, now_s)
         return min(request.prefix_tokens[depth - 1], request.input_tokens - 1) if depth else 0
 
     def taken(self, request: LeaseRequest, cached_tokens: int, now_s: float) -> float:
@@ -127,7 +138,7 @@ class EndpointState:
             step_s = cls.predictor.per_token.at(self.inflight) * self.slowness
             self.queue.add(own, pairs_of(own, cached_tokens), now_s + 0.5 * step_s)
         if request.prefix:
-            cls.prefixes.insert(self, request.prefix)
+            cls.prefixes.insert(self, request.prefix, now_s)
         kv = own + cls.predictor.output_tokens(request.max_output_tokens)
         self.kv_held += kv
         return kv
@@ -278,7 +289,7 @@ class EndpointClass:
         ttft, prefix = predictor.ttft, request.prefix
         best, best_s, best_cached = None, float("inf"), 0
         for state in few:
-            cached = state.cached_tokens(request) if prefix else 0
+            cached = state.cached_tokens(request, now_s) if prefix else 0
             own = float(input_tokens - cached)
             pairs = own * (cached + 0.5 * own)
             queue = state.queue

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from agentcloud.cluster.pool import EndpointState
@@ -18,21 +18,37 @@ if TYPE_CHECKING:
 #: Holders of the longest match that a choice compares.
 MOST_HOLDERS: Final = 3
 _LOOKED_AT: Final = 16
+#: An endpoint that tells is remembered to hold so many times what it has room for, at most.
+_UNTOLD: Final = 4
+
+
+class Change(NamedTuple):
+    """What an endpoint has stored and evicted since it last told; `removed` None: all else."""
+
+    added: Iterable[int]
+    removed: Iterable[int] | None
 
 
 class Holding:
-    """What one endpoint holds: hashes in order of use, oldest first.
+    """What one endpoint holds: hashes in order of use, oldest first, with the time of it.
 
     Attributes:
         told: it tells what it stores and evicts; nothing is forgotten by guessing.
+        ttl_s: what was not used for so long is gone; None: as long as there is room.
     """
 
-    __slots__ = ("capacity", "hashes", "told")
+    __slots__ = ("capacity", "hashes", "told", "ttl_s")
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, ttl_s: float | None = None) -> None:
         self.capacity = capacity
-        self.hashes: OrderedDict[int, None] = OrderedDict()
+        self.ttl_s = ttl_s
+        self.hashes: OrderedDict[int, float] = OrderedDict()
         self.told = False
+
+    @property
+    def most(self) -> int:
+        """Chunks kept: of an endpoint that tells, what it never confirmed goes some time too."""
+        return _UNTOLD * self.capacity if self.told else self.capacity
 
 
 class PrefixIndex:
@@ -79,7 +95,7 @@ class PrefixIndex:
                 high = middle - 1
         return low
 
-    def insert(self, state: EndpointState, prefix: Sequence[int]) -> None:
+    def insert(self, state: EndpointState, prefix: Sequence[int], now_s: float) -> None:
         """An endpoint was sent a prompt: its chunks will be cached, the first one last to go."""
         holding = state.holding
         hashes = holding.hashes
@@ -87,23 +103,39 @@ class PrefixIndex:
             if chunk in hashes:
                 hashes.move_to_end(chunk)
             else:
-                hashes[chunk] = None
                 self._holders.setdefault(chunk, {})[state] = None
-        if not holding.told:
-            while len(hashes) > holding.capacity:
-                self._forget(state, hashes.popitem(last=False)[0])
+            hashes[chunk] = now_s
+        most = holding.most
+        while len(hashes) > most:
+            self._forget(state, hashes.popitem(last=False)[0])
 
-    def told(self, state: EndpointState, added: Iterable[int], removed: Iterable[int]) -> None:
-        """An endpoint tells what it has stored and evicted."""
+    def forget_old(self, state: EndpointState, now_s: float) -> None:
+        """Forget what an endpoint has not used for longer than it keeps things."""
         holding = state.holding
-        holding.told = True
-        for chunk in added:
-            if chunk not in holding.hashes:
-                holding.hashes[chunk] = None
+        hashes = holding.hashes
+        while holding.ttl_s is not None and hashes:
+            chunk, used_s = next(iter(hashes.items()))
+            if now_s - used_s < holding.ttl_s:
+                return
+            del hashes[chunk]
+            self._forget(state, chunk)
+
+    def told(self, state: EndpointState, change: Change | None, now_s: float) -> None:
+        """An endpoint tells what it has stored and evicted; None: it cannot tell (any more)."""
+        holding = state.holding
+        holding.told = change is not None
+        if change is None:
+            return
+        hashes = holding.hashes
+        if change.removed is None:
+            self.drop(state)
+        for chunk in change.added:
+            if chunk not in hashes:
+                hashes[chunk] = now_s
                 self._holders.setdefault(chunk, {})[state] = None
-        for chunk in removed:
-            if chunk in holding.hashes:
-                del holding.hashes[chunk]
+        for chunk in change.removed or ():
+            if chunk in hashes:
+                del hashes[chunk]
                 self._forget(state, chunk)
 
     def drop(self, state: EndpointState) -> None:

@@ -38,6 +38,7 @@ from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
 from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.registry import Pricer, Registry
 from agentcloud.cluster.rerouting import Rerouting
 from agentcloud.cluster.retry_quota import RetryQuotas
@@ -153,12 +154,13 @@ class SchedulerCore:
             now_s,
         )
 
-    def report_prefixes(self, told: Mapping[str, tuple[Iterable[int], Iterable[int]]]) -> None:
+    def report_prefixes(self, told: Mapping[str, Change | None]) -> None:
         """Take in what replicas have stored in their prefix caches, and what they have evicted."""
-        for name, (added, removed) in told.items():
+        now_s = self._clock.now()
+        for name, change in told.items():
             state = self._registry.endpoints.get(name)
             if state is not None:
-                state.cls.prefixes.told(state, added, removed)
+                state.cls.prefixes.told(state, change, now_s)
 
     def mark_down(self, name: str, why: str) -> None:
         """Give an endpoint no calls until it is registered again; requests wait for it."""

@@ -15,7 +15,7 @@ from agentcloud.cluster.contracts import Feature, Params
 
 _BYTES_PER_TOKEN: Final = 3
 #: The API scales an image down to about this many tokens.
-_IMAGE_TOKENS: Final = 1600
+IMAGE_TOKENS: Final = 1600
 #: Base64 characters of a document to one token: a page is about 2,000 tokens and 50 kB.
 _DOCUMENT_CHARS_PER_TOKEN: Final = 25
 #: Roles, separators and the hidden tool prompt.
@@ -90,6 +90,13 @@ def _block_needs(blocks: Iterable[Mapping[str, Any]], needs: set[Feature]) -> No
             _block_needs(block.get("content") or (), needs)
 
 
+def document_tokens(source: Any) -> int:
+    """Tokens of a document's source."""
+    if isinstance(source, Mapping) and source.get("type") == "base64":
+        return -(-len(source.get("data") or "") // _DOCUMENT_CHARS_PER_TOKEN)
+    return _weigh(source)
+
+
 def _weigh(value: Any) -> int:
     if isinstance(value, str):
         size = len(value) if value.isascii() else len(value.encode())
@@ -97,10 +104,10 @@ def _weigh(value: Any) -> int:
     if isinstance(value, Mapping):
         kind = value.get("type")
         if kind == "image":
-            return _IMAGE_TOKENS
+            return IMAGE_TOKENS
         source = value.get("source") if kind == "document" else None
         if isinstance(source, Mapping) and source.get("type") == "base64":
-            return -(-len(source.get("data") or "") // _DOCUMENT_CHARS_PER_TOKEN)
+            return document_tokens(source)
         return sum(1 + _weigh(key) + _weigh(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return sum(_weigh(item) for item in value)

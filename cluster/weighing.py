@@ -232,7 +232,7 @@ def _find(
     state = cls.members.get(group.pin)
     if state is None or not state.admits(now_s):
         return None
-    cached = state.cached_tokens(request)
+    cached = state.cached_tokens(request, now_s)
     estimate = state.estimate(request.input_tokens, output_tokens, now_s, cached)
     return Pick(state, estimate, cached, felt(estimate, request))
 
