@@ -231,10 +231,15 @@ class Attempts:
         self._queue_s += now_s - asked_s
         timeout_s = self._routing.timeout_s or lease.endpoint.timeout_s or self._retry.timeout_s
         left_s = self.left_s(now_s)
+        request, is_local = self._request, lease.endpoint.kind is EndpointKind.LOCAL
         return Call(
             call_id=lease.call_id,
             params=params,
             timeout_s=timeout_s if left_s is None else min(timeout_s, left_s),
+            prefix=request.prefix if is_local else (),
+            prefix_shares=tuple(tokens / request.input_tokens for tokens in request.prefix_tokens)
+            if is_local
+            else (),
         )
 
     def succeeded(

@@ -97,6 +97,8 @@ class LocalModel(_Section):
             ray_config.yaml that it may run on.
         gpus_per_node: GPUs of a node, to plan with while the cluster has none yet.
         usd_per_gpu_hour: price of one GPU hour; null: not priced.
+        kv_events: replicas tell the scheduler what their KV caches hold, so that calls go where
+            their prompts' beginnings are; false: it is guessed from what they were sent.
         tool_parser: vLLM's tool-call parser (`hermes`, `llama3_json`, ...).
         engine_args: further vLLM engine arguments by their Python names.
         env: environment variables of the replica's processes.
@@ -117,6 +119,7 @@ class LocalModel(_Section):
     resources: dict[str, PositiveFloat] = {}
     gpus_per_node: PositiveInt = 8
     usd_per_gpu_hour: Usd | None = None
+    kv_events: bool = True
     tool_parser: str = "hermes"
     engine_args: dict[str, Any] = {}
     env: dict[str, str] = {}

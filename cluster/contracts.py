@@ -413,11 +413,18 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One send: the request as the endpoint gets it."""
+    """One send: the request as the endpoint gets it.
+
+    Attributes:
+        prefix: for a replica that tells what it caches: hashes of the prompt's chunks.
+        prefix_shares: the part of the prompt up to the end of each.
+    """
 
     call_id: str
     params: Params
     timeout_s: float
+    prefix: tuple[int, ...] = ()
+    prefix_shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

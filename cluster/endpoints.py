@@ -40,7 +40,13 @@ def hosted_name(account: str, model: str) -> str:
 
 
 def replica_spec(
-    model: str, index: int, settings: LocalModel, *, context_tokens: int, gpus: int
+    model: str,
+    index: int,
+    settings: LocalModel,
+    *,
+    context_tokens: int,
+    gpus: int,
+    kv_tokens: int | None = None,
 ) -> EndpointSpec:
     """The endpoint that a replica is.
 
@@ -50,6 +56,7 @@ def replica_spec(
         settings: its section.
         context_tokens: as its engine said once it was up.
         gpus: GPUs it occupies.
+        kv_tokens: as its engine said once it was up.
     """
     hourly = settings.usd_per_gpu_hour
     return EndpointSpec(
@@ -62,6 +69,7 @@ def replica_spec(
         max_concurrency=settings.max_concurrency,
         features=_LOCAL_FEATURES,
         usd_per_hour=None if hourly is None else hourly * Decimal(max(gpus, 1)),
+        kv_tokens=kv_tokens,
     )
 
 

@@ -7,6 +7,7 @@ here, once.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import os
@@ -16,10 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 from pydantic import ValidationError
 from starlette.datastructures import State
 from starlette.requests import Request
+from vllm.config.kv_events import KVEventsConfig
+from vllm.distributed.kv_events import KVEventBatch
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.anthropic.protocol import (
     AnthropicCountTokensRequest,
@@ -38,6 +42,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from agentcloud.cluster.contracts import LoadReport, Params, Timings
+from agentcloud.cluster.engine_blocks import NO_PROMPT, Prompt
+from agentcloud.cluster.engine_events import BlockEvents
 from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_handler import Messages, MessagesRequest
 from agentcloud.cluster.engine_load import LoadMeter
@@ -50,6 +56,7 @@ from agentcloud.cluster.errors import (
     Overloaded,
     ReplicaLost,
 )
+from agentcloud.cluster.prefix import Change
 
 log = structlog.get_logger()
 
@@ -71,12 +78,18 @@ class LocalEngine:
     """A running engine. Make one with `await LocalEngine.start(settings)`."""
 
     def __init__(
-        self, settings: EngineSettings, engine: AsyncLLM, handler: Messages, meter: LoadMeter
+        self,
+        settings: EngineSettings,
+        engine: AsyncLLM,
+        handler: Messages,
+        meter: LoadMeter,
+        events: BlockEvents | None = None,
     ) -> None:
         self.settings = settings
         self._engine = engine
         self._handler = handler
         self._meter = meter
+        self._events = events
         self._counter = itertools.count()
         self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
 
@@ -116,6 +129,12 @@ class LocalEngine:
         for key, value in settings.args.items():
             if value is not None:
                 setattr(args, key, value)
+        events = None
+        if settings.kv_events:
+            events = BlockEvents(msgspec.msgpack.Decoder(KVEventBatch).decode)
+            args.kv_events_config = KVEventsConfig(
+                enable_kv_cache_events=True, publisher="zmq", endpoint=events.address
+            )
         engine_args = AsyncEngineArgs.from_cli_args(args)
         engine = AsyncLLM.from_vllm_config(
             engine_args.create_engine_config(),
@@ -143,7 +162,7 @@ class LocalEngine:
         except BaseException:
             engine.shutdown()
             raise
-        return cls(settings, engine, handler, meter)
+        return cls(settings, engine, handler, meter, events)
 
     def own_process(self) -> None:
         """Tune this process to serving this engine: for one that does nothing else.
@@ -164,13 +183,22 @@ class LocalEngine:
         """Prompt and answer together."""
         return int(self._engine.model_config.max_model_len)
 
-    async def create(self, params: Params, call_id: str) -> Reply:
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the KV cache holds; None where the engine does not say."""
+        cache = self._engine.vllm_config.cache_config
+        if not cache.num_gpu_blocks or not cache.block_size:
+            return None
+        # One block is never used: it stands for what is not there.
+        return int((cache.num_gpu_blocks - 1) * cache.block_size)
+
+    async def create(self, params: Params, call_id: str, prompt: Prompt = NO_PROMPT) -> Reply:
         """Serve one call; cancelling it aborts it in the engine.
 
         Raises:
             BackendError: as the Messages API would say it.
         """
-        with self._calling(call_id) as request_id:
+        with self._calling(call_id, prompt) as request_id:
             outcome = await self._send(params, request_id, stream=False)
             if not isinstance(outcome, AnthropicMessagesResponse):
                 raise BackendError("the engine answered a unary call with a stream")
@@ -181,14 +209,14 @@ class LocalEngine:
             return Reply(message, self._timings(request_id))
 
     async def stream(
-        self, params: Params, call_id: str
+        self, params: Params, call_id: str, prompt: Prompt = NO_PROMPT
     ) -> AsyncGenerator[tuple[str, Timings | None], None]:
         """Serve one call as the JSON of the API's events; the last one comes with the timings.
 
         Raises:
             BackendError: as the Messages API would say it, also in mid-stream.
         """
-        with self._calling(call_id) as request_id:
+        with self._calling(call_id, prompt) as request_id:
             events = await self._send(params, request_id, stream=True)
             async for text in events:
                 # Most are text deltas, which pass through unread.
@@ -233,11 +261,24 @@ class LocalEngine:
             prompt_tokens_queued=self._engine.get_num_queued_tokens(),
         )
 
+    def cached(self, *, anew: bool) -> Change | None:
+        """What of the prompts' chunks the cache holds now and did not before, and the reverse.
+
+        Args:
+            anew: all that it holds.
+
+        Returns:
+            The change; None where the engine does not tell.
+        """
+        return None if self._events is None else self._events.change(anew=anew)
+
     async def shutdown(self) -> None:
         """Abort all calls and end the engine's processes."""
         for tasks in self._tasks.values():
             for task in tasks:
                 task.cancel()
+        if self._events is not None:
+            self._events.close()
         await asyncio.to_thread(self._engine.shutdown)
 
     @property
@@ -245,7 +286,7 @@ class LocalEngine:
         return bool(self._engine.model_config.is_multimodal_model)
 
     @contextmanager
-    def _calling(self, call_id: str) -> Iterator[str]:
+    def _calling(self, call_id: str, prompt: Prompt) -> Iterator[str]:
         """Register the running task under `call_id`; gives the id that the engine knows it by."""
         if not self._engine.get_num_unfinished_requests():
             self._meter.woke()
@@ -255,6 +296,9 @@ class LocalEngine:
         # A call may come again while its first send is still being aborted: never the same id.
         request_id = f"{call_id}.{next(self._counter)}"
         self._tasks.setdefault(call_id, set()).add(task)
+        if prompt.prefix and self._events is not None:
+            saw = functools.partial(self._events.blocks.saw, prompt)
+            self._handler.on_read[_engine_id(request_id)] = saw
         try:
             yield request_id
         finally:

@@ -6,7 +6,7 @@ With engine.py the sole importer of vllm.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import jiter
@@ -80,17 +80,20 @@ class Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not t
     Attributes:
         final: request id -> the last output of the engine, for whoever started the request.
         failure: request id -> what the engine raised in the middle of it.
+        on_read: request id -> what to call with its prompt's tokens once they are read.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.final: dict[str, RequestOutput] = {}
         self.failure: dict[str, Exception] = {}
+        self.on_read: dict[str, Callable[[Sequence[int]], None]] = {}
 
     def forget(self, request_id: str) -> None:
         """Drop what was kept of a request."""
         self.final.pop(request_id, None)
         self.failure.pop(request_id, None)
+        self.on_read.pop(request_id, None)
 
     def mean_logprob(self, request_id: str) -> float | None:
         """Mean log-probability of an ended request's tokens, the one that ends it included.
@@ -138,6 +141,8 @@ class Messages(AnthropicServingMessages):  # type: ignore[misc]  # vllm is not t
     ) -> AsyncIterator[RequestOutput]:
         try:
             async for output in outputs:
+                if (told := self.on_read.pop(request_id, None)) is not None:
+                    told(output.prompt_token_ids or ())
                 if output.finished:
                     self.final[request_id] = output
                 yield output

@@ -32,12 +32,14 @@ class EngineSettings:
         env: environment of the engine's processes.
         forks: its processes are forked from a server that has imported vllm (CPU only: a CUDA
             process must not be forked).
+        kv_events: it tells what its KV cache holds.
     """
 
     model: str
     args: Mapping[str, Any]
     env: Mapping[str, str] = field(default_factory=dict)
     forks: bool = False
+    kv_events: bool = False
 
     @property
     def processes(self) -> int:
@@ -107,7 +109,14 @@ def engine_settings(
         args["distributed_executor_backend"] = "ray"
     args |= model.engine_args
     env |= model.env
-    return EngineSettings(model=name, args=args, env=env, forks=model.gpu is None)
+    own = {"kv_events_config", "enable_prefix_caching"} & model.engine_args.keys()
+    return EngineSettings(
+        model=name,
+        args=args,
+        env=env,
+        forks=model.gpu is None,
+        kv_events=model.kv_events and not own,
+    )
 
 
 def _threads(name: str, processes: int, cores: Sequence[int]) -> dict[str, str]:

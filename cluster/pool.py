@@ -178,7 +178,11 @@ ClassKey = tuple[object, ...]
 
 
 def class_key(spec: EndpointSpec) -> ClassKey:
-    """What endpoints must share to be equals: everything but the name."""
+    """What endpoints must share to be equals: everything but the name.
+
+    The room of the KV cache, too, is each one's own: on GPUs it is measured and comes out a few
+    blocks apart.
+    """
     return (
         spec.kind,
         spec.model,
@@ -190,7 +194,6 @@ def class_key(spec: EndpointSpec) -> ClassKey:
         spec.max_output_tokens,
         spec.max_concurrency,
         spec.usd_per_hour,
-        spec.kv_tokens,
     )
 
 

@@ -35,10 +35,10 @@ _RENDERED: Final = ("tool_choice", "thinking")
 
 
 class Place(NamedTuple):
-    """Where a block stands in a request: `messages`, index, block."""
+    """Where a block stands in a request: `messages`, which of them, which block of it."""
 
     part: str
-    index: int = 0
+    item: int = 0
     block: int = 0
 
 

@@ -19,11 +19,13 @@ import ray
 import structlog
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE, LoadReport, Params
+from agentcloud.cluster.engine_blocks import Prompt
 from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_settings import EngineSettings
 from agentcloud.cluster.errors import BackendError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.outbox import Outbox
+from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.reaper import end_reaper, start_reaper
 from agentcloud.cluster.replica_wire import (
     Answered,
@@ -137,6 +139,15 @@ class Replica:
         """The load as the engine last reported it."""
         return self._running().load()
 
+    async def report(self, *, anew: bool = False) -> tuple[LoadReport, Change | None]:
+        """The load, and what the cache holds since the last report (None: it is not known).
+
+        Args:
+            anew: tell all that the cache holds.
+        """
+        engine = self._running()
+        return engine.load(), engine.cached(anew=anew)
+
     async def shutdown(self) -> None:
         """End the engine's processes and wait until they are gone; the actor can be killed then."""
         for holder in list(self._holders):
@@ -164,6 +175,7 @@ class Replica:
             name=self._name,
             model=self._settings.model,
             context_tokens=self._engine.context_tokens,
+            kv_tokens=self._engine.kv_tokens,
             pid=os.getpid(),
             node_id=ray.get_runtime_context().get_node_id(),
             start_s=time.monotonic() - started_s,
@@ -181,11 +193,12 @@ class Replica:
         key, call = order.key, order.call
         try:
             engine = self._running()
+            prompt = Prompt(call.prefix, call.prefix_shares)
             if order.stream:
-                async for event, timings in engine.stream(call.params, call.call_id):
+                async for event, timings in engine.stream(call.params, call.call_id, prompt):
                     outbox.put(Streamed(key, event, timings))
             else:
-                reply = await engine.create(call.params, call.call_id)
+                reply = await engine.create(call.params, call.call_id, prompt)
                 outbox.put(Answered(key, reply.message, reply.timings))
         except asyncio.CancelledError:
             outbox.put(Failed(key, BackendError("aborted", kind="aborted")))

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, TypeVar
@@ -37,6 +37,7 @@ from agentcloud.cluster.demand import Demand, Expected
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
+from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.scheduler import (
     SchedulerCore,
 )
@@ -49,6 +50,7 @@ _KEEP_ALIVE_S: Final = 5.0
 #: Long-lived streams each take one of these.
 _MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
+_NOTHING_TOLD: Final[Mapping[str, Sequence[Change | None]]] = {}
 
 log = structlog.get_logger()
 
@@ -211,10 +213,17 @@ class Scheduler:
             return self._core.open_leases(name)
 
     @_control
-    async def report_load(self, loads: Mapping[str, LoadReport]) -> None:
-        """As `SchedulerCore.report_load`."""
+    async def report_load(
+        self,
+        loads: Mapping[str, LoadReport],
+        prefixes: Mapping[str, Sequence[Change | None]] = _NOTHING_TOLD,
+    ) -> None:
+        """As `SchedulerCore.report_load`, and `report_prefixes` of each change in turn."""
         with self._lock:
             self._core.report_load(loads)
+            for name, changes in prefixes.items():
+                for change in changes:
+                    self._core.report_prefixes({name: change})
 
     @_control
     async def mark_down(self, name: str, why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.contracts import (
+    EndpointKind,
     LeaseRequest,
     LoadReport,
     Outcome,
@@ -20,7 +22,7 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.decisions import Granted
 from agentcloud.cluster.pool import EndpointClass, EndpointState
 from agentcloud.cluster.prefill import PrefillModel, PrefillQueue, pairs_of
-from agentcloud.cluster.prefix import PrefixIndex
+from agentcloud.cluster.prefix import Change, PrefixIndex
 from agentcloud.cluster.scheduler import SchedulerCore
 from tests.cluster.scheduling import fleet, replica
 
@@ -47,7 +49,7 @@ def test_the_longest_prefix_is_found(sent: list[tuple[int, list[bool]]], asked: 
     states, index = members(4), PrefixIndex()
     held: list[set[int]] = [set() for _ in states]
     for which, path in sent:
-        index.insert(states[which], chain(path))
+        index.insert(states[which], chain(path), 0.0)
         held[which].update(chain(path))
     prefix = chain(asked)
 
@@ -66,7 +68,7 @@ def test_the_longest_prefix_is_found(sent: list[tuple[int, list[bool]]], asked: 
 def test_it_remembers_no_more_than_the_cache_can_hold(sent: list[list[bool]]) -> None:
     [state], index = members(1, kv_tokens=256 * 8), PrefixIndex()
     for path in sent:
-        index.insert(state, chain(path))
+        index.insert(state, chain(path), 0.0)
         assert len(state.holding.hashes) <= 8
         # What is kept of a chain is its front: the rest is useless without it.
         depth = PrefixIndex.depth(state, chain(path))
@@ -81,9 +83,42 @@ def test_what_an_endpoint_tells_is_believed(told: list[tuple[list[bool], bool]])
     truth: set[int] = set()
     for path, stored in told:
         chunks = chain(path)
-        index.told(state, chunks if stored else (), () if stored else chunks[-1:])
+        change = Change(chunks if stored else (), () if stored else chunks[-1:])
+        index.told(state, change, 0.0)
         truth = truth | set(chunks) if stored else truth - set(chunks[-1:])
         assert set(state.holding.hashes) == truth
+
+
+@given(st.lists(st.tuples(PATHS, PATHS), min_size=1, max_size=20))
+def test_telling_all_anew_replaces_what_was_known(
+    told: list[tuple[list[bool], list[bool]]],
+) -> None:
+    [state], index = members(1, kv_tokens=256 * 100), PrefixIndex()
+    for stored, sent in told:
+        index.insert(state, chain(sent), 0.0)
+        index.told(state, Change(chain(stored), None), 0.0)
+        assert set(state.holding.hashes) == set(chain(stored))
+        assert state.holding.told
+    index.told(state, None, 0.0)
+    assert not state.holding.told, "it is back to what it was sent"
+
+
+@given(st.lists(st.tuples(st.floats(0, 400), PATHS), min_size=1, max_size=30))
+def test_a_hosted_endpoint_forgets_what_was_not_used_for_five_minutes(
+    sent: list[tuple[float, list[bool]]],
+) -> None:
+    spec = replace(replica(0), kind=EndpointKind.HOSTED, usd_per_hour=None)
+    state, now_s = EndpointState(spec, EndpointClass(spec, None)), 0.0
+    used_s: dict[int, float] = {}
+    for passed_s, path in sent:
+        now_s += passed_s
+        prefix = chain(path)
+        request = LeaseRequest("c", "m", 2000, 1, prefix=prefix, prefix_tokens=(9,) * len(prefix))
+        live = {chunk for chunk, at_s in used_s.items() if now_s - at_s < 300.0}
+        held = next((at for at, chunk in enumerate(prefix) if chunk not in live), len(prefix))
+        assert state.held_chunks(request, now_s) == held
+        state.cls.prefixes.insert(state, prefix, now_s)
+        used_s |= dict.fromkeys(prefix, now_s)
 
 
 @given(

@@ -165,7 +165,9 @@ def test_a_prompt_of_4_kb_costs_microseconds() -> None:
     }
     tokens = estimated_input_tokens(params)
     best_s = min(_timed_s(params, tokens) for _ in range(200))
-    assert best_s < 200e-6  # 15 us where nothing else runs; the bound leaves room for a busy machine
+    assert (
+        best_s < 200e-6
+    )  # 15 us where nothing else runs; the bound leaves room for a busy machine
 
 
 def _timed_s(params: dict[str, Any], tokens: int) -> float:
