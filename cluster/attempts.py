@@ -134,6 +134,15 @@ class Attempts:
         """Whether the answer's log-probability is asked for; only endpoints that tell it serve."""
         return self._routing.mean_logprob
 
+    def cache_marks(self, fleet: bool) -> bool:
+        """Whether marks for the cache may be placed; `fleet` where the call does not say."""
+        return fleet if self._routing.cache_marks is None else self._routing.cache_marks
+
+    @property
+    def input_tokens(self) -> int:
+        """The prompt, estimated from above."""
+        return self._request.input_tokens
+
     def left_s(self, now_s: float) -> float | None:
         """Seconds to the deadline; None without one.
 

@@ -337,6 +337,8 @@ class FleetConfig(_Section):
         health: when a replica counts as dead.
         batch: calls that can wait, sent by Message Batches.
         scaling: when models get more or fewer replicas.
+        cache_marks: hosted calls get `cache_control` marks where their prompts begin alike and
+            that pays (cache_marks.py); a caller's own marks stay.
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
         usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
             choice without a deadline trades waiting against paying. `cost` takes a twentieth of
@@ -358,6 +360,7 @@ class FleetConfig(_Section):
     health: Health = Health()
     batch: Batching = Batching()
     scaling: Scaling = Scaling()
+    cache_marks: bool = True
     lease_timeout_s: PositiveFloat = 30.0
     usd_per_hour_waited: Usd = Decimal(1)
     weights: dict[str, PositiveFloat] = {}

@@ -143,6 +143,8 @@ class Routing:
             fleet.yaml's `fallbacks:` say.
         mean_logprob: ask for the answer's mean log-probability too (`Receipt.mean_logprob`), which
             only local models can tell; unary calls only.
+        cache_marks: `cache_control` marks are placed where they pay (cache_marks.py); None: as
+            fleet.yaml's `cache_marks` says.
         continuation: a stream that breaks after part of its text is carried on by another endpoint,
             where that is possible; without it such a stream ends in `StreamBroken`.
         idempotent: the call may be sent twice at once when it is slow (fleet.yaml's `hedge:`); both
@@ -162,6 +164,7 @@ class Routing:
     fallback: bool | None = None
     mean_logprob: bool = False
     continuation: bool = False
+    cache_marks: bool | None = None
     idempotent: bool = False
 
 
@@ -256,6 +259,7 @@ class Lease:
         hedge_after_s: seconds after which the call is slow and may be sent a second time; None:
             it may not, or there is no data yet.
         considered: every endpoint that was compared, the chosen one among them.
+        reused_chunks: hosted: chunks of the prompt that were used there in the last five minutes.
     """
 
     lease_id: str
@@ -270,6 +274,7 @@ class Lease:
     fallback_from: str | None = None
     hedge_after_s: float | None = None
     considered: tuple[Considered, ...] = ()
+    reused_chunks: int = 0
 
     @property
     def reason(self) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from agentcloud.cluster.attempts import Attempts, Send
+from agentcloud.cluster.cache_marks import reuse_pays, with_marks
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, SystemClock
 from agentcloud.cluster.config import FleetConfig
@@ -271,12 +272,22 @@ class Inference:
         sent: dict[str, Any] = {**params, "model": spec.model, "messages": messages}
         if run.mean_logprob:
             sent["mean_logprob"] = True
+        if lease.reused_chunks and run.cache_marks(self.config.cache_marks):
+            sent = self._marked(sent, lease, run.input_tokens)
         call: Call = run.leased(lease, sent, asked_s, now_s)
         share = mark = None
         if spec.kind is EndpointKind.LOCAL:
             share = self._shares.setdefault(spec.name, GpuShare())
             mark = share.begin(now_s)
         return Opened(Send(lease, call, now_s, share, mark or 0.0), endpoint, signer)
+
+    def _marked(self, params: dict[str, Any], lease: Lease, tokens: int) -> dict[str, Any]:
+        """The request with marks for the model's cache, where they pay."""
+        spec = lease.endpoint
+        entry = self._catalog.find(spec.model)
+        if entry is None or spec.batch or not reuse_pays(entry, tokens):
+            return params
+        return with_marks(params, lease.reused_chunks, entry.min_cache_tokens)
 
     async def after_failure(
         self, run: Attempts, send: Send, error: BackendError, *, goes_on: bool = False

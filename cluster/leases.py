@@ -114,6 +114,7 @@ class LeaseBook:
         queue.drain(cls.predictor.ttft, now_s)
         ahead = queue.tokens, queue.pairs
         state.circuit.on_grant()
+        reused = 0 if cls.is_local else state.held_chunks(request, now_s)
         kv = state.taken(request, best.cached_tokens, now_s)
         cls.place(state, now_s)
         self._count += 1
@@ -131,6 +132,7 @@ class LeaseBook:
             fallback_from,
             hedge_after_s,
             considered(choice, now_s),
+            reused,
         )
         granted = Granted(
             lease,

@@ -85,8 +85,12 @@ def prefix_chunks(params: Params, input_tokens: int) -> Chunks:
     return Chunks(tuple(hashes), tuple(input_tokens * end // at for end in ends))
 
 
-def places(params: Params, chunks: int) -> list[Place]:
-    """The blocks that lie wholly within the first chunks of a prompt, in order."""
+def places(params: Params, chunks: int) -> list[tuple[Place, int]]:
+    """The blocks that lie wholly within the first chunks of a prompt, in order.
+
+    Returns:
+        Each with the tokens of the prompt up to its end, estimated from its bytes.
+    """
     passed: list[tuple[Place, int]] = []
     at = last = count = 0
     step = STEP_BYTES
@@ -99,7 +103,7 @@ def places(params: Params, chunks: int) -> list[Place]:
             step = STEP_BYTES << (count // _DOUBLES_EVERY)
         if count == chunks:
             break
-    return [place for place, end in passed if end <= last]
+    return [(place, end // _BYTES_PER_TOKEN) for place, end in passed if end <= last]
 
 
 def written(params: Params) -> Iterator[tuple[Place, bytes]]:
