@@ -267,8 +267,11 @@ class Attempts:
         served_by = self._served_by(model, send)
         if endpoint.kind is EndpointKind.HOSTED:
             # Where it is no batch of ours, the usage tells.
-            cost_usd = self._catalog.cost_usd(served_by, usage, batch=endpoint.batch or None)
+            batch = endpoint.batch or None
+            cost_usd = self._catalog.cost_usd(served_by, usage, batch=batch)
+            saved_usd = self._catalog.saved_usd(served_by, usage, batch=batch)
         else:
+            saved_usd = None
             cost_usd = gpu_seconds_usd(share_s, 1, endpoint.usd_per_hour)
         tokens = token_usage(usage)
         full = replace(timings, queue_s=self._queue_s, total_s=now_s - self._began_s)
@@ -297,6 +300,7 @@ class Attempts:
             continued_from=self._continued_from,
             hedged=self._hedged,
             unknown_usd=self._unknown_usd,
+            saved_usd=saved_usd,
         )
         settlement = Settlement(
             lease_id=lease.lease_id,
@@ -305,6 +309,7 @@ class Attempts:
             cost_usd=cost_usd,
             timings=replace(timings, queue_s=lease.queued_s, total_s=now_s - send.sent_s),
             limit_headers=headers,
+            saved_usd=saved_usd,
         )
         return settlement, receipt
 

@@ -106,6 +106,19 @@ class Catalog:
             batch = usage.service_tier == "batch"
         return cost * self._batch_discount if batch else cost
 
+    def saved_usd(
+        self, model: str, usage: Usage, at: date | None = None, *, batch: bool | None = None
+    ) -> Decimal | None:
+        """What the model's cache saved on an answer; as `cost_usd`, below zero: it cost more."""
+        entry = self.find(model)
+        prices = entry.price_list(at) if entry else None
+        if prices is None or is_unpriced(usage):
+            return None
+        if batch is None:
+            batch = usage.service_tier == "batch"
+        saved = prices.saved_usd(usage)
+        return saved * self._batch_discount if batch else saved
+
     def worst_case_usd(
         self,
         model: str,

@@ -336,6 +336,7 @@ class Settlement:
         limit_headers: `anthropic-ratelimit-*` headers of the response, lower case.
         unusable: the endpoint must not be used again until its configuration changes.
         beaten: given up because another send of its call answered first.
+        saved_usd: what the model's cache saved on it (`Receipt.saved_usd`).
     """
 
     lease_id: str
@@ -348,6 +349,7 @@ class Settlement:
     limit_headers: Mapping[str, str] = field(default_factory=dict)
     unusable: bool = False
     beaten: bool = False
+    saved_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +391,8 @@ class Receipt:
         continued_from: the endpoint that served the beginning of a stream which broke there;
             `usage` and cost are of all its parts. None: one endpoint served it whole.
         hedged: it was slow and sent a second time; the other send's cost is part of the call's.
+        saved_usd: hosted: what the model's cache saved on the answer, against plain input; below
+            zero: it was written to, and pays later. None: not known, or local.
         unknown_usd: the most that those of its sends may have cost whose cost is unknown: it stays
             charged to every budget, and `cost_usd` is None while it is not zero.
         considered: the endpoints that were compared for the send that was answered.
@@ -414,6 +418,7 @@ class Receipt:
     hedged: bool = False
     unknown_usd: Decimal = Decimal(0)
     considered: tuple[Considered, ...] = ()
+    saved_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,20 @@ class PriceList:
             + usage.output_tokens * tier.output
         ) / _MTOK
 
+    def saved_usd(self, usage: Usage) -> Decimal:
+        """What the cache saved: the whole prompt as plain input, less what it cost.
+
+        Below zero where more was written than read.
+        """
+        written_5m, written_1h = _cache_writes(usage)
+        read = usage.cache_read_input_tokens or 0
+        tier = self.tier(usage.input_tokens + written_5m + written_1h + read)
+        return (
+            read * (tier.input - tier.cache_read)
+            - written_5m * (tier.cache_write_5m - tier.input)
+            - written_1h * (tier.cache_write_1h - tier.input)
+        ) / _MTOK
+
     def worst_case_usd(
         self, input_tokens: int, max_output_tokens: int, cache_ttl: CacheTtl | None
     ) -> Decimal:

@@ -34,6 +34,7 @@ class Totals:
     output_tokens: int = 0
     cost_usd: Decimal = Decimal(0)
     unknown_costs: int = 0
+    saved_usd: Decimal = Decimal(0)
     errors: dict[str, int] = field(default_factory=dict)
     ttfts_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     totals_s: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
@@ -61,6 +62,8 @@ class Totals:
             self.unknown_costs += 1
         else:
             self.cost_usd += settlement.cost_usd
+        if settlement.saved_usd is not None:
+            self.saved_usd += settlement.saved_usd
         usage = settlement.usage
         if usage is not None:
             self.input_tokens += usage.input_tokens
@@ -98,6 +101,12 @@ class Totals:
         """Output tokens a second, over about the last ten seconds."""
         return self._rate * math.exp(-max(0.0, now_s - self._rated_s) / _RATE_S)
 
+    @property
+    def prefix_hit_rate(self) -> float | None:
+        """The part of all prompt tokens that was in the cache; None before any."""
+        prompt = self.input_tokens + self.cache_write_tokens + self.cache_read_tokens
+        return self.cache_read_tokens / prompt if prompt else None
+
     def as_dict(self, now_s: float) -> dict[str, Any]:
         """JSON-able; costs as strings, exact."""
         return {
@@ -111,7 +120,9 @@ class Totals:
             "cache_write_tokens": self.cache_write_tokens,
             "cache_read_tokens": self.cache_read_tokens,
             "output_tokens": self.output_tokens,
+            "prefix_hit_rate": self.prefix_hit_rate,
             "cost_usd": str(self.cost_usd),
+            "saved_usd": str(self.saved_usd),
             "unknown_costs": self.unknown_costs,
             "errors": dict(self.errors),
             "ttft_p50_s": percentile(self.ttfts_s, 0.5),

@@ -168,8 +168,9 @@ def json_output(value: Any) -> Any:
 def call_summary(receipt: Receipt) -> dict[str, Any]:
     """A call as the results file shows it; None where nothing was measured.
 
-    `batch` is there where it came by one; what only cascades have (`mean_logprob`, `agreement`,
-    `escalated_from` and what goes with it) is there where it is.
+    `batch` is there where it came by one, `saved_usd` where a hosted model's cache was used; what
+    only cascades have (`mean_logprob`, `agreement`, `escalated_from` and what goes with it) is
+    there where it is.
     """
     summary: dict[str, Any] = {
         "call": receipt.call_id,
@@ -189,6 +190,8 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
     }
     if receipt.mean_logprob is not None:
         summary["mean_logprob"] = receipt.mean_logprob
+    if receipt.saved_usd:
+        summary["saved_usd"] = format(receipt.saved_usd, "f")
     if receipt.agreement is not None:
         summary["agreement"] = receipt.agreement
     if receipt.batch:

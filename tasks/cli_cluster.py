@@ -14,7 +14,7 @@ from rich.table import Table
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.tasks.cli_options import FleetOpt, GcsAddressOpt, JsonOpt, say
 from agentcloud.tasks.money import show_usd
-from agentcloud.tasks.render import show_duration, show_ms, stdout_console
+from agentcloud.tasks.render import show_cached, show_duration, show_ms, stdout_console
 
 if TYPE_CHECKING:
     from agentcloud.tasks.doctor import Check
@@ -117,6 +117,7 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
         "load",
         "calls",
         "tokens in",
+        "cached",
         "tokens out",
         "TTFT p50",
         "p95",
@@ -136,6 +137,9 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
             f"{row['inflight']}/{row['concurrency']}",
             f"{totals['calls']:,}",
             f"{_prompt_tokens(totals):,}",
+            show_cached(
+                totals["cache_read_tokens"], _prompt_tokens(totals), Decimal(totals["saved_usd"])
+            ),
             f"{totals['output_tokens']:,}",
             show_ms(totals["ttft_p50_s"]) + _off_by(totals.get("ttft_error_p50")),
             show_ms(totals["ttft_p95_s"]),

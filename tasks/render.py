@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self
 
@@ -153,7 +154,16 @@ def summary_table(record: JobRecord) -> Table:
         title_justify="left",
     )
     table.add_column("endpoint", overflow="fold", min_width=20)
-    for heading in ("calls", "tokens in", "tokens out", "TTFT p50", "TTFT p95", "tokens/s", "cost"):
+    for heading in (
+        "calls",
+        "tokens in",
+        "cached",
+        "tokens out",
+        "TTFT p50",
+        "TTFT p95",
+        "tokens/s",
+        "cost",
+    ):
         table.add_column(heading, justify="right")
     for row in record.endpoints:
         table.add_row(*_endpoint_cells(row))
@@ -163,6 +173,11 @@ def summary_table(record: JobRecord) -> Table:
             "all",
             f"{sum(row.calls for row in record.endpoints):,}",
             f"{sum(row.input_tokens for row in record.endpoints):,}",
+            show_cached(
+                sum(row.cache_read_tokens for row in record.endpoints),
+                sum(row.input_tokens for row in record.endpoints),
+                sum((row.saved_usd for row in record.endpoints), Decimal(0)),
+            ),
             f"{sum(row.output_tokens for row in record.endpoints):,}",
             "",
             "",
@@ -180,12 +195,24 @@ def _endpoint_cells(row: EndpointTotals) -> Sequence[str]:
         row.endpoint,
         f"{row.calls:,}",
         f"{row.input_tokens:,}",
+        show_cached(row.cache_read_tokens, row.input_tokens, row.saved_usd),
         f"{row.output_tokens:,}",
         show_ms(row.ttft_p50_s),
         show_ms(row.ttft_p95_s),
         "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.1f}",
         cost,
     )
+
+
+def show_cached(read_tokens: int, prompt_tokens: int, saved_usd: Decimal) -> str:
+    """`62%`, with what that saved where it is money; `-` for nothing."""
+    if not read_tokens and not saved_usd:
+        return "-"
+    share = f"{100 * read_tokens / max(1, prompt_tokens):.0f}%"
+    # Three cases: a hosted model's cache saved, it cost more than it has saved so far, or local.
+    if saved_usd > 0:
+        return f"{share}, saved {show_usd(saved_usd)}"
+    return f"{share}, cost {show_usd(-saved_usd)}" if saved_usd else share
 
 
 def show_ms(seconds: float | None) -> str:

@@ -243,6 +243,8 @@ class EndpointTotals:
         cost_usd: of the calls whose cost is known; None when none is.
         unknown_cost_calls: calls whose cost is not known.
         tokens_per_s: output tokens a second, over the time that the job has been working.
+        cache_read_tokens: of the input tokens those that the endpoint's cache held.
+        saved_usd: what that saved, against plain input; below zero: writing it cost more so far.
     """
 
     endpoint: str
@@ -254,6 +256,8 @@ class EndpointTotals:
     tokens_per_s: float | None = None
     cost_usd: Decimal | None = None
     unknown_cost_calls: int = 0
+    cache_read_tokens: int = 0
+    saved_usd: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +338,11 @@ class JobRecord:
                     "tokens_per_s": row.tokens_per_s,
                     "cost_usd": None if row.cost_usd is None else str(row.cost_usd),
                     "unknown_cost_calls": row.unknown_cost_calls,
+                    "cache_read_tokens": row.cache_read_tokens,
+                    "prefix_hit_rate": (
+                        row.cache_read_tokens / row.input_tokens if row.input_tokens else None
+                    ),
+                    "saved_usd": str(row.saved_usd),
                 }
                 for row in self.endpoints
             ],

@@ -23,6 +23,8 @@ class _Account:
     unknown_cost_calls: int = 0
     ttft_s: list[float] = field(default_factory=list)
     ttft_seen: int = 0
+    cache_read_tokens: int = 0
+    saved_usd: Decimal = Decimal(0)
 
 
 class Tally:
@@ -41,6 +43,8 @@ class Tally:
                 call["input_tokens"] + call["cache_write_tokens"] + call["cache_read_tokens"]
             )
             account.output_tokens += call["output_tokens"]
+            account.cache_read_tokens += call["cache_read_tokens"]
+            account.saved_usd += Decimal(call.get("saved_usd") or 0)
             if call["cost_usd"] is None:
                 account.unknown_cost_calls += 1
             else:
@@ -89,6 +93,8 @@ class Tally:
             tokens_per_s=account.output_tokens / span_s if span_s > 0 else None,
             cost_usd=account.cost_usd,
             unknown_cost_calls=account.unknown_cost_calls,
+            cache_read_tokens=account.cache_read_tokens,
+            saved_usd=account.saved_usd,
         )
 
 

@@ -15,6 +15,7 @@ from agentcloud.tasks.render import (
     ProgressView,
     RateMeter,
     progress_line,
+    show_cached,
     show_duration,
     show_ms,
     summary_table,
@@ -86,6 +87,19 @@ def test_a_row_per_endpoint_and_unknown_is_never_zero() -> None:
     assert (second.cost_usd, second.unknown_cost_calls) == (Decimal("0.1"), 1)
     assert (second.input_tokens, second.output_tokens, second.tokens_per_s) == (26, 10, 5.0)
     assert (tally.cost_usd, tally.unknown_cost_calls) == (Decimal("0.1"), 2)
+
+
+def test_what_caches_saved_is_added_up() -> None:
+    tally = Tally()
+    tally.add([call("a", "0.1") | {"saved_usd": "-0.02"}, call("a", "0.1") | {"saved_usd": "0.05"}])
+    [row] = tally.endpoints(span_s=2.0)
+    assert (row.cache_read_tokens, row.input_tokens, row.saved_usd) == (4, 26, Decimal("0.03"))
+    assert (
+        show_cached(row.cache_read_tokens, row.input_tokens, row.saved_usd) == "15%, saved $0.030"
+    )
+    assert show_cached(20, 100, Decimal(0)) == "20%"
+    assert show_cached(0, 100, Decimal("-0.25")) == "0%, cost $0.25"
+    assert show_cached(0, 100, Decimal(0)) == "-"
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.floats(0, 0.999))
