@@ -151,6 +151,7 @@ def test_the_summary_has_every_endpoint_and_the_sum() -> None:
         "anthropic/claude-haiku-5-5",
         "1",
         "13",
+        "15%",
         "5",
         "250 ms",
         "250 ms",
