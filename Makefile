@@ -44,6 +44,7 @@ bench: $(STAMP)  ## the benchmarks, side by side, ratios printed
 	$(BIN)/python -m bench.hosted
 	$(BIN)/python -m bench.local
 	$(BIN)/python -m bench.simulate
+	$(BIN)/python -m bench.affinity
 
 bench-peers: $(STAMP)  ## an environment of their own for Ray Serve LLM and LiteLLM
 	PYTHON="$(PYTHON)" bash scripts/setup_peers.sh

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ def fleet(folder: Path) -> FleetConfig:
 @asynccontextmanager
 async def ceiling(folder: Path) -> AsyncIterator[dict[str, tuple[Send, Stream]]]:
     """VLLM's own Messages handler in this very process: no Ray, no scheduler, no client."""
-    settings = engine_settings(
-        MODEL, fleet(folder).models[MODEL], tensor_parallel=1, cores=range(os.cpu_count() or 1)
+    # The ceiling tells nobody what its cache holds: that is part of what ours costs.
+    settings = replace(
+        engine_settings(
+            MODEL, fleet(folder).models[MODEL], tensor_parallel=1, cores=range(os.cpu_count() or 1)
+        ),
+        kv_events=False,
     )
     os.environ.update(settings.env)
     fork_server()

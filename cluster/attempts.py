@@ -37,7 +37,7 @@ from agentcloud.cluster.errors import (
     RetriesSpent,
 )
 from agentcloud.cluster.gpu_share import GpuShare
-from agentcloud.cluster.prefix_chunks import prefix_chunks
+from agentcloud.cluster.prefix_chunks import Chunks, prefix_chunks
 from agentcloud.cluster.prices import gpu_seconds_usd
 from agentcloud.cluster.retry import Decision, Elsewhere, Fail, decide, is_paced, is_unusable
 from agentcloud.cluster.sizing import estimated_input_tokens, needs_of
@@ -103,7 +103,9 @@ class Attempts:
         routing = replace(routing, extra_sends=None)
         self._routing = routing
         input_tokens = estimated_input_tokens(params)
-        chunks = prefix_chunks(params, input_tokens)
+        # Counting tokens leaves nothing in a cache.
+        counts = max_output_tokens is not None
+        chunks = Chunks() if counts else prefix_chunks(params, input_tokens)
         self._request = LeaseRequest(
             call_id=call_id,
             model=model,
