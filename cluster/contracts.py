@@ -6,7 +6,7 @@ One currency: a request is the Anthropic Messages API's parameters (`Params`), a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
@@ -81,6 +81,7 @@ class EndpointSpec:
         timeout_s: the longest one send there may take; None: fleet.yaml's `retry.timeout_s`.
         prior_s: what a call there is taken to need before any was measured; None: as others.
         kv_tokens: local: tokens that its KV cache holds; None when unknown.
+        min_cache_tokens: hosted: the shortest prompt that it caches; None: it has no cache.
     """
 
     name: str
@@ -99,6 +100,7 @@ class EndpointSpec:
     timeout_s: float | None = None
     prior_s: float | None = None
     kv_tokens: int | None = None
+    min_cache_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,10 @@ class Lease:
         hedge_after_s: seconds after which the call is slow and may be sent a second time; None:
             it may not, or there is no data yet.
         considered: every endpoint that was compared, the chosen one among them.
-        reused_chunks: hosted: chunks of the prompt that were used there in the last five minutes.
+        reused_chunks: hosted: chunks of the prompt that were used there in the last five minutes,
+            or that another waiting call has too.
+        warms: others wait for this call's first token, to read what it writes into the cache: the
+            scheduler is to be told of it (`SchedulerPort.warmed`).
     """
 
     lease_id: str
@@ -275,6 +280,7 @@ class Lease:
     hedge_after_s: float | None = None
     considered: tuple[Considered, ...] = ()
     reused_chunks: int = 0
+    warms: bool = False
 
     @property
     def reason(self) -> str:
@@ -428,6 +434,7 @@ class Call:
     Attributes:
         prefix: for a replica that tells what it caches: hashes of the prompt's chunks.
         prefix_shares: the part of the prompt up to the end of each.
+        on_first: hosted: called once the first token is there.
     """
 
     call_id: str
@@ -435,6 +442,7 @@ class Call:
     timeout_s: float
     prefix: tuple[int, ...] = ()
     prefix_shares: tuple[float, ...] = ()
+    on_first: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,6 +155,7 @@ def _hosted_spec(entry: HostedEntry, hosted: HostedModel, config: FleetConfig) -
         account=hosted.account,
         family=entry.family,
         features=entry.features,
+        min_cache_tokens=entry.min_cache_tokens or None,
     )
 
 

@@ -120,6 +120,8 @@ class HostedEndpoint:
                     fold.add(event)
                 if first_s is None and fold.has_delta:
                     first_s = time.perf_counter()
+                    if call.on_first is not None:
+                        call.on_first()
         finally:
             # Also on cancellation: an unread response must not go back to the pool.
             await response.aclose()
@@ -201,6 +203,8 @@ class HostedStream:
             self.limit_headers = limit_headers(events.response.headers)
             try:
                 while (event := await self._in_time(anext(events, None))) is not None:
+                    if not began and self._call.on_first is not None:
+                        self._call.on_first()
                     began = True
                     complete = complete or event.type == "message_stop"
                     yield event

@@ -11,7 +11,8 @@ import itertools
 import random
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -275,6 +276,8 @@ class Inference:
         if lease.reused_chunks and run.cache_marks(self.config.cache_marks):
             sent = self._marked(sent, lease, run.input_tokens)
         call: Call = run.leased(lease, sent, asked_s, now_s)
+        if lease.warms:
+            call = replace(call, on_first=partial(self._scheduler.warmed, lease.lease_id))
         share = mark = None
         if spec.kind is EndpointKind.LOCAL:
             share = self._shares.setdefault(spec.name, GpuShare())

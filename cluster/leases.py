@@ -95,6 +95,8 @@ class LeaseBook:
         now_s: float,
         fallback_from: str | None = None,
         hedge_after_s: float | None = None,
+        reused_chunks: int = 0,
+        warms: bool = False,
     ) -> Lease:
         """Take slot, limits and money for the chosen endpoint.
 
@@ -114,7 +116,6 @@ class LeaseBook:
         queue.drain(cls.predictor.ttft, now_s)
         ahead = queue.tokens, queue.pairs
         state.circuit.on_grant()
-        reused = 0 if cls.is_local else state.held_chunks(request, now_s)
         kv = state.taken(request, best.cached_tokens, now_s)
         cls.place(state, now_s)
         self._count += 1
@@ -132,7 +133,8 @@ class LeaseBook:
             fallback_from,
             hedge_after_s,
             considered(choice, now_s),
-            reused,
+            reused_chunks,
+            warms,
         )
         granted = Granted(
             lease,

@@ -43,6 +43,10 @@ class SchedulerPort(Protocol):
         """
         ...
 
+    def warmed(self, lease_id: str) -> None:
+        """Tell that the first token of a lease that `warms` is there; batched, never waits."""
+        ...
+
     def settle(self, settlement: Settlement) -> None:
         """Tell the truth about a lease; batched, never waits."""
         ...

@@ -119,6 +119,8 @@ class Scheduler:
             for settlement in exchange.settlements:
                 if (ended := core.settle(settlement)) is not None:
                     self._metrics.settled(ended, settlement)
+            for lease_id in exchange.warmed:
+                core.warmed(lease_id)
             for call_id in exchange.cancels:
                 core.cancel(call_id)
                 self._early.pop(call_id, None)

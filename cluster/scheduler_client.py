@@ -82,6 +82,7 @@ class SchedulerClient:
         self._to_ask: deque[LeaseRequest] = deque()
         self._to_settle: deque[Settlement] = deque()
         self._to_cancel: deque[str] = deque()
+        self._warmed: deque[str] = deque()
         self._trips = 0
         self._held = 0
         self._sent_s = 0.0
@@ -118,6 +119,12 @@ class SchedulerClient:
         finally:
             self._futures.pop(request.call_id, None)
             self._requests.pop(request.call_id, None)
+
+    def warmed(self, lease_id: str) -> None:
+        """As `SchedulerPort.warmed`; one that is lost only makes others wait out their time."""
+        self._start()
+        self._warmed.append(lease_id)
+        self._linger_then_send()
 
     def settle(self, settlement: Settlement) -> None:
         """As `SchedulerPort.settle`."""
@@ -180,7 +187,7 @@ class SchedulerClient:
             self._linger = None
         if self._recovering is not None or self._closed or self._trips >= MAX_TRIPS:
             return
-        if not (beat or self._to_ask or self._to_settle or self._to_cancel):
+        if not (beat or self._to_ask or self._to_settle or self._to_cancel or self._warmed):
             return
         loop = asyncio.get_running_loop()
         early_s = self._sent_s + self._pace_s() - loop.time()
@@ -194,6 +201,7 @@ class SchedulerClient:
             _take(self._to_ask),
             _take(self._to_settle),
             _take(self._to_cancel),
+            _take(self._warmed),
         )
         self._trips += 1
         self._spawn(self._trip(exchange))

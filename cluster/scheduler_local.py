@@ -36,6 +36,11 @@ class LocalScheduler:
             self._futures.pop(request.call_id, None)
         return lease
 
+    def warmed(self, lease_id: str) -> None:
+        """As `SchedulerPort.warmed`."""
+        self.core.warmed(lease_id)
+        self._turn()
+
     def settle(self, settlement: Settlement) -> None:
         """As `SchedulerPort.settle`; waiting requests are decided before it returns."""
         self.core.settle(settlement)

@@ -20,6 +20,7 @@ class Exchange:
     requests: list[LeaseRequest] = field(default_factory=list)
     settlements: list[Settlement] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
+    warmed: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

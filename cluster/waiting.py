@@ -29,6 +29,8 @@ class Waiter:
         target: tier or model it waits for; another than `asked` where that cannot serve it.
         why_target: why it is another, in words.
         spent: endpoints whose retry quota was used up when it was their turn.
+        held: it waits for another call to write a hosted model's cache.
+        holds: how often it did.
     """
 
     request: LeaseRequest
@@ -43,6 +45,8 @@ class Waiter:
     spent: frozenset[str] = frozenset()
     asked: str = ""
     why_target: str = ""
+    held: bool = False
+    holds: int = 0
 
     @property
     def is_fallback(self) -> bool:

@@ -128,6 +128,7 @@ class Warming:
         if until_s <= max(now_s, writer.expected_s):
             return None
         waiter.holds += 1
+        waiter.held = True
         writer.held.append(waiter)
         return until_s
 
@@ -164,7 +165,7 @@ class Warming:
                 del self._writes[writer.endpoint, chunk]
         if written:
             self.used(writer.endpoint, writer.prefix, now_s)
-        return [waiter for waiter in writer.held if not waiter.decided and waiter.group is None]
+        return [waiter for waiter in writer.held if waiter.held and not waiter.decided]
 
     def __bool__(self) -> bool:
         return bool(self._writers)
