@@ -50,6 +50,7 @@ def fleet() -> FleetConfig:
                     "context_tokens": 1024,
                     "kv_cache_gib": KV_GIB,
                     "max_concurrency": 16,
+                    "kv_events": True,
                 }
             }
         }

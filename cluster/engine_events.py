@@ -1,13 +1,17 @@
 """The engine's events about its KV cache, taken in when somebody asks.
 
 The engine's process publishes them over ZeroMQ, numbered from 0; nothing wakes this process for
-them. The socket is bound here, before the engine starts, and the engine connects to it: so no two
-replicas of a machine meet on a port, and the first event is not missed.
+them. It binds a socket of its own, and this side connects before the engine is there: when it has
+its first request, seconds later, it knows of the subscription. (The other way round, the engine
+connecting to a port of ours, its first event is lost.)
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -40,8 +44,10 @@ class BlockEvents:
         self._socket.setsockopt(zmq.RCVHWM, _KEPT)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        port: int = self._socket.bind_to_random_port("tcp://127.0.0.1")
-        self.address = f"tcp://127.0.0.1:{port}"
+        # Nobody else's to read: the events tell the prompts.
+        self._folder = Path(tempfile.mkdtemp(prefix="agentcloud-kv-"))
+        self.address = f"ipc://{self._folder / 'events'}"
+        self._socket.connect(self.address)
 
     def change(self, *, anew: bool) -> Change | None:
         """What is new since the last time; None: nothing is known for certain (any more)."""
@@ -56,6 +62,7 @@ class BlockEvents:
         """Let go of the socket."""
         self._broken = True
         self._socket.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _drain(self) -> None:
         for _ in range(_AT_ONCE):
