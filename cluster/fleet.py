@@ -28,6 +28,7 @@ from agentcloud.cluster.launch import StartReplica, degrees_of
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.model_state import ModelState
 from agentcloud.cluster.placement_ray import ray_nodes
+from agentcloud.cluster.prefix_reports import PrefixReports
 from agentcloud.cluster.replica import start_replica
 from agentcloud.cluster.rollout import steps
 from agentcloud.cluster.scaling import Scaler
@@ -60,6 +61,7 @@ class Fleet:
         self._wake = asyncio.Event()
         self._hosted: list[EndpointSpec] = []
         self._gauge = ReplicaGauge()
+        self.prefixes = PrefixReports()
 
     def __repr__(self) -> str:
         return FLEET_NAME
@@ -309,9 +311,12 @@ class Fleet:
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
                 if (now := await scheduler().ping.remote()) != epoch:
                     await self._tell()
+                    self.prefixes.lost_all()
                     epoch = now
                 if loads:
-                    await scheduler().report_load.remote(loads)
+                    await scheduler().report_load.remote(loads, self.prefixes.pop())
+                continue
+            self.prefixes.lost_all()
 
     def _check(self, config: FleetConfig, where: str) -> None:
         check_fleet(config, where=where)

@@ -16,6 +16,7 @@ from agentcloud.cluster.endpoints import replica_name, replica_spec
 from agentcloud.cluster.errors import AgentCloudError, NoRoom
 from agentcloud.cluster.fleet_status import ReplicaState, ReplicaStatus
 from agentcloud.cluster.launch import StartReplica, launch_replica
+from agentcloud.cluster.prefix_reports import PrefixReports
 from agentcloud.cluster.rollout import Member
 from agentcloud.cluster.watch import Observation, death_reason, restart_delay_s
 
@@ -33,6 +34,11 @@ class Home(Protocol):
     @property
     def config(self) -> FleetConfig:
         """The fleet.yaml in force."""
+        ...
+
+    @property
+    def prefixes(self) -> PrefixReports:
+        """What replicas say of their caches."""
         ...
 
     def serves(self, keeper: Keeper, took_s: float) -> None:
@@ -111,8 +117,10 @@ class Keeper:
                 settings,
                 context_tokens=self.spec.context_tokens,
                 gpus=self._gpus,
+                kv_tokens=self.spec.kv_tokens,
             )
             self.spec = spec
+            self._home.prefixes.lost(self.name)  # to the scheduler it is another one now
             await scheduler().register.remote([spec])
 
     async def drain(self, limit_s: float) -> None:
@@ -192,7 +200,9 @@ class Keeper:
             self.settings,
             context_tokens=info.context_tokens,
             gpus=self._gpus,
+            kv_tokens=info.kv_tokens,
         )
+        self._home.prefixes.lost(self.name)
         self.seen = Observation(LoadReport(), time.monotonic())
         await scheduler().register.remote([self.spec])
         self.state, self._note = ReplicaState.READY, ""
@@ -211,15 +221,20 @@ class Keeper:
             health = self._home.config.health
             await asyncio.sleep(health.report_s)
             try:
-                report = await asyncio.wait_for(self._actor.load.remote(), LOAD_TIMEOUT_S)
+                anew = self._home.prefixes.wants_all(self.name)
+                report, change = await asyncio.wait_for(
+                    self._actor.report.remote(anew=anew), LOAD_TIMEOUT_S
+                )
             except TimeoutError:
-                pass  # a slow health call alone kills nothing
+                # A slow health call alone kills nothing.
+                self._home.prefixes.lost(self.name)
             except ray.exceptions.RayError as error:
                 return f"its process died ({_one_line(error)})"
             except AgentCloudError as error:
                 return _one_line(error)
             else:
                 self.seen = Observation(report, time.monotonic())
+                self._home.prefixes.take(self.name, change)
             if why := death_reason(self.seen, time.monotonic(), health):
                 return why
 

@@ -53,16 +53,16 @@ class ReplicaInfo:
 
     Attributes:
         context_tokens: prompt and answer together, as the engine has it.
-        kv_tokens: tokens that its KV cache holds; None where the engine does not say.
         pid: the actor's process; the engine's processes are its descendants.
         node_id: Ray's id of the node it runs on.
         start_s: seconds from the actor's start to readiness.
+        kv_tokens: tokens that its KV cache holds; None where the engine does not say.
     """
 
     name: str
     model: str
     context_tokens: int
-    kv_tokens: int | None
     pid: int
     node_id: str
     start_s: float
+    kv_tokens: int | None = None

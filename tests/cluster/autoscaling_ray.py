@@ -61,8 +61,8 @@ class Light:
         node = ray.get_runtime_context().get_node_id()
         return ReplicaInfo(self._name, "light", 1024, 0, node, 0.0)
 
-    async def load(self) -> LoadReport:
-        return LoadReport()
+    async def report(self, *, anew: bool) -> tuple[LoadReport, None]:
+        return LoadReport(), None
 
     async def shutdown(self) -> None:
         """Nothing was started."""
