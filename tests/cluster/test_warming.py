@@ -68,7 +68,7 @@ class Hosted:
 
     def settle(self, lease: Lease, outcome: Outcome = Outcome.OK) -> None:
         usage = TokenUsage(12400, 0, 0, 16) if outcome is Outcome.OK else None
-        kind = None if outcome is Outcome.OK else "api_error"
+        kind = "api_error" if outcome is Outcome.FAILED else None
         self.core.settle(Settlement(lease.lease_id, outcome, usage, error_kind=kind))
 
 
