@@ -121,7 +121,6 @@ def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:
         "tokens out",
         "TTFT p50",
         "p95",
-        "predicted ±",
         "tokens/s",
         "cost",
     )
