@@ -119,7 +119,7 @@ class LocalModel(_Section):
     resources: dict[str, PositiveFloat] = {}
     gpus_per_node: PositiveInt = 8
     usd_per_gpu_hour: Usd | None = None
-    kv_events: bool = False
+    kv_events: bool = True
     tool_parser: str = "hermes"
     engine_args: dict[str, Any] = {}
     env: dict[str, str] = {}

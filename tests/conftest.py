@@ -109,7 +109,6 @@ def tiny_settings(folder: Path, *, tensor_parallel: int = 1, **keys: Any) -> Eng
         "context_tokens": CONTEXT_TOKENS,
         # Random weights have near ties that bf16's rounding decides by the order of a sum.
         "dtype": "float32",
-        "kv_events": True,
     }
     model = LocalModel.model_validate(defaults | keys)
     cores = sorted(os.sched_getaffinity(0))
