@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import ray
+from hypothesis import settings
 
 from agentcloud.cluster.config import LocalModel
 from agentcloud.cluster.contracts import RAY_NAMESPACE, Call, EndpointKind, EndpointSpec, Feature
@@ -34,6 +35,11 @@ os.environ[_MARK] = uuid.uuid4().hex
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+
+# A busy machine is no failure.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def marked_processes(mark: str = _MARK, value: str | None = None) -> dict[int, str]:
