@@ -1,6 +1,8 @@
 """The real vLLM engine, stepped by hand: what each step computed and how long it took.
 
-An embedded model on the CPU with the settings that a replica of it gets, in this process.
+An embedded model on the CPU with the settings that a replica of it gets, in this process and on
+one thread (two cores), so that CPU time is the wall's of an idle machine, and neighbours on a
+shared one count less.
 `simulate.py`'s replicas are a model of this; `sim_calibrate.py` compares the two.
 """
 
@@ -96,9 +98,9 @@ class SteppedEngine:
     def step(self) -> tuple[Step, dict[str, bool]]:
         """Take one step: what it did, and the requests that got a token (True: their last)."""
         self._step = Step()
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         outputs = self._engine.step()
-        self._step.took_s = time.perf_counter() - began_s
+        self._step.took_s = time.process_time() - began_s
         return self._step, {each.request_id: each.finished for each in outputs}
 
     @property
@@ -114,21 +116,24 @@ class SteppedEngine:
         return steps
 
     def play(self, arrivals: Sequence[Arrival]) -> list[tuple[float, float]]:
-        """Requests at their times on the real clock -> time to first token and total of each."""
+        """Requests at their times -> time to first token and total of each, seconds.
+
+        The clock is the process's CPU time, and jumps over the time in which nothing is to do.
+        """
         names: dict[str, int] = {}
         first_s, end_s = [0.0] * len(arrivals), [0.0] * len(arrivals)
-        began_s, due = time.perf_counter(), 0
+        began_s, due = time.process_time(), 0
         while due < len(arrivals) or self.busy:
-            now_s = time.perf_counter() - began_s
+            now_s = time.process_time() - began_s
             while due < len(arrivals) and arrivals[due].at_s <= now_s:
                 each = arrivals[due]
                 names[self.add(each.prompt_tokens, each.output_tokens)] = due
                 due += 1
             if not self.busy:
-                time.sleep(max(0.0, arrivals[due].at_s - now_s))
+                began_s -= max(0.0, arrivals[due].at_s - now_s)
                 continue
             _, told = self.step()
-            now_s = time.perf_counter() - began_s
+            now_s = time.process_time() - began_s
             for name, finished in told.items():
                 index = names[name]
                 first_s[index] = first_s[index] or now_s

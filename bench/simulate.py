@@ -1,10 +1,10 @@
 """Our scheduler's own core against what users have today, on public traces, simulated.
 
-`python -m bench.simulate [--trace FILE ...] [--quick] [--json]`. Replicas are `sim_replica.py`'s,
-the hosted model, its limits and prices `sim_world.py`'s; time is simulated, so the figures do not
-depend on the machine. Load is the share of the requests a second that the fleet ends when all of
-the trace comes at once, sent to the least busy replica. A fleet is paid for as long as requests
-come. Every other policy runs with the replicas alone and with the hosted model as one more
+`python -m bench.simulate [--trace FILE ...] [--loads ...] [--fleets ...] [--quick] [--json]`.
+Replicas are `sim_replica.py`'s, the hosted model, its limits and prices `sim_world.py`'s; time is
+simulated, so the figures do not depend on the machine. Load is the share of the requests a second
+that the fleet ends when all of the trace comes at once, sent to the least busy replica. A fleet is
+paid for as long as requests come. Every other policy runs with the replicas alone and with the hosted model as one more
 deployment; ours runs at several values of an hour waited, which draw its line of cost and time.
 
 At 64 and 1,000 replicas shifted copies of the trace are superposed and the first `_MOST` requests
@@ -54,7 +54,9 @@ def jobs_at(trace: Path, replicas: int, rate: float, most: int | None) -> list[J
     return [*others, base, *(replace(base, hosted=True, ours=policy) for policy in Policy)]
 
 
-def measure(trace: Path, quick: bool, pool: Executor) -> dict[str, Any]:
+def measure(
+    trace: Path, loads: Sequence[float], fleets: Sequence[int], quick: bool, pool: Executor
+) -> dict[str, Any]:
     """All runs of one trace, by load at `BASE` replicas, by fleet at 80% load."""
     most = _QUICK_MOST if quick else None
     at_once = [Job(trace, BASE, None, name, most=most) for name in (*OTHERS, OURS)]
@@ -62,14 +64,14 @@ def measure(trace: Path, quick: bool, pool: Executor) -> dict[str, Any]:
         at_once = [job for job in at_once if job.policy in ("least_busy", OURS)]
     saturated = {found["policy"]: found["requests_per_s"] for found in pool.map(run, at_once)}
     capacity = saturated["least_busy"] / BASE
-    loads = (AT,) if quick else LOADS
     plan: dict[str, list[Job]] = {
-        f"load {load:g}": jobs_at(trace, BASE, load * capacity * BASE, most) for load in loads
+        f"load {load:g}": jobs_at(trace, BASE, load * capacity * BASE, most)
+        for load in sorted({AT, *loads})
     }
     base = Job(trace, BASE, AT * capacity * BASE, OURS, True, most=most)
     plan["sweep"] = [replace(base, usd_per_hour_waited=value) for value in SWEEP]
     plan["deadlines"] = [replace(base, deadline=True)]
-    for replicas in () if quick else FLEETS:
+    for replicas in fleets:
         part = None if replicas <= BASE else _MOST
         plan[f"fleet {replicas}"] = jobs_at(trace, replicas, AT * capacity * replicas, part)
     futures = {name: [pool.submit(run, job) for job in jobs] for name, jobs in plan.items()}
@@ -230,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example: python -m bench.simulate --trace my.jsonl --quick",
     )
     parser.add_argument("--trace", action="append", type=Path, default=[], metavar="FILE")
+    parser.add_argument("--loads", nargs="*", type=float, default=LOADS, metavar="SHARE")
+    parser.add_argument("--fleets", nargs="*", type=int, default=FLEETS, metavar="REPLICAS")
     parser.add_argument("--quick", action="store_true", help="a part, at 80%% load, in a minute")
     parser.add_argument("--json", action="store_true", help="figures as JSON, no tables")
     told = parser.parse_args(arguments)
@@ -238,12 +242,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
+    loads, fleets = ((AT,), ()) if told.quick else (told.loads, told.fleets)
     figures: dict[str, Any] = {}
     values: dict[str, Any] = {}
     bounds: dict[str, tuple[str, float]] = {}
     with ProcessPoolExecutor(PROCESSES) as pool:
         for trace in traces:
-            found = figures[trace.stem] = measure(trace, told.quick, pool)
+            found = figures[trace.stem] = measure(trace, loads, fleets, told.quick, pool)
             more, limits = ratios(trace.stem, found)
             values |= more
             bounds |= limits
