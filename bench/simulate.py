@@ -4,8 +4,9 @@
 Replicas are `sim_replica.py`'s, the hosted model, its limits and prices `sim_world.py`'s; time is
 simulated, so the figures do not depend on the machine. Load is the share of the requests a second
 that the fleet ends when all of the trace comes at once, sent to the least busy replica. A fleet is
-paid for as long as requests come. Every other policy runs with the replicas alone and with the hosted model as one more
-deployment; ours runs at several values of an hour waited, which draw its line of cost and time.
+paid for as long as requests come. Every other policy runs with the replicas alone and with the
+hosted model as one more deployment; ours runs at several values of an hour waited, which draw its
+line of cost and time.
 
 At 64 and 1,000 replicas shifted copies of the trace are superposed and the first `_MOST` requests
 are played: at 1,000 that is some twenty a replica, which start with an empty fleet.
