@@ -21,6 +21,7 @@ from agentcloud.cluster.contracts import (
     Timings,
 )
 from agentcloud.cluster.decisions import Granted
+from agentcloud.cluster.errors import CallTimeout
 from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.scheduler import SchedulerCore
 from bench.sim_traces import BLOCK_TOKENS, Arrival
@@ -141,7 +142,11 @@ class Core:
         self.core.expire()
         for decision in self.core.poll():
             if not isinstance(decision, Granted):
-                raise decision.error
+                if not isinstance(decision.error, CallTimeout):
+                    raise decision.error
+                # Its deadline cannot be met any more, and its caller is told so at once.
+                self.world.give_up(int(decision.call_id))
+                continue
             lease = decision.lease
             key = int(lease.call_id)
             self.leases[key] = lease

@@ -88,7 +88,8 @@ def run(job: Job) -> dict[str, Any]:
 def figures(world: World) -> dict[str, Any]:
     """What came of a run.
 
-    The fleet is paid for from the first arrival to the last, which is alike for every policy.
+    The fleet is paid for from the first arrival to the last, which is alike for every policy. Only
+    ours with deadlines leaves requests unanswered: those count as out of time, and in no time.
     """
     results = world.results
     ttft = sorted(done.first_s - done.arrived_s for done in results)
@@ -107,7 +108,8 @@ def figures(world: World) -> dict[str, Any]:
             found[f"{name}_p{percent}_s"] = values[rank(len(values), percent / 100)]
     return {
         **found,
-        "deadlines_met": met / len(results),
+        "deadlines_met": met / len(world.arrivals),
+        "unanswered": len(world.unanswered),
         "gpu_usd": gpu_usd,
         "hosted_usd": hosted_usd,
         "usd": gpu_usd + hosted_usd,

@@ -131,6 +131,7 @@ class World:
         self.hosted = hosted
         self.report_s = report_s
         self.results: list[Done] = []
+        self.unanswered: list[int] = []
         self.refusals = 0
         self.hosted_calls = 0
         self._sent: dict[int, float] = {}
@@ -173,6 +174,10 @@ class World:
         replica.add(key, self.arrivals[key], self.now_s)
         self._collect(replica)
 
+    def give_up(self, key: int) -> None:
+        """A router has told a request's caller that it will not be answered."""
+        self.unanswered.append(key)
+
     def run(self, router: Router, reporter: Any = None) -> None:
         """Play the whole trace."""
         for key, arrival in enumerate(self.arrivals):
@@ -181,7 +186,7 @@ class World:
             self.push(self.report_s, "report", reporter)
         total = len(self.arrivals)
         woken_s: float | None = None
-        while len(self.results) < total:
+        while len(self.results) + len(self.unanswered) < total:
             if not self._events:
                 raise RuntimeError(f"{total - len(self.results)} requests were never sent")
             self.now_s, _, kind, what = heapq.heappop(self._events)

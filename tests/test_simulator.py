@@ -191,6 +191,14 @@ def test_every_request_is_answered_once_by_every_policy(policy: str, trace: Path
     assert run(job) == found
 
 
+def test_with_deadlines_everyone_is_answered_or_told(trace: Path) -> None:
+    job = Job(trace, 3, 8.0, OURS, hosted=True, deadline=True)
+    found, without = run(job), run(replace(job, deadline=False))
+    assert found["requests"] + found["unanswered"] == REQUESTS
+    assert without["unanswered"] == 0
+    assert found["deadlines_met"] > without["deadlines_met"]
+
+
 def test_nobody_beats_ours_at_cost_and_at_time(trace: Path) -> None:
     full = run(Job(trace, 3, None, "least_busy"))["requests_per_s"]
     jobs = simulate.jobs_at(trace, 3, 0.8 * full, None)
