@@ -19,11 +19,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 from bench import report
 from bench.sim_bound import rank
 from bench.sim_engine import BUDGET_TOKENS, CONTEXT_TOKENS, MODEL, SEQUENCES, Step, SteppedEngine
+from bench.sim_plot import minor
 from bench.sim_replica import Replica, Speed
 from bench.sim_traces import Arrival
 
@@ -253,6 +254,9 @@ def _plot(
             min(axis.get_xlim()[1], axis.get_ylim()[1]),
         )
         axis.plot([low, high], [low, high], "k:", label="equal")
+        for line in (axis.xaxis, axis.yaxis):
+            line.set_major_formatter("{x:g}")
+            line.set_minor_formatter(ticker.FuncFormatter(minor))
         axis.grid(visible=True, which="both", alpha=0.25)
         axis.legend()
     sketch.savefig(path, dpi=110)

@@ -73,11 +73,11 @@ def _panel(axis: Any, stem: str, found: dict[str, Any], load: str) -> None:
     axis.grid(visible=True, which="both", alpha=0.25)
     # Plain figures: the range is often less than a power of ten.
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(ticker.FuncFormatter(_minor))
+    axis.yaxis.setminor_formatter(ticker.FuncFormatter(minor))
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
 
 
-def _minor(value: float, place: int) -> str:
+def minor(value: float, place: int) -> str:
     """A label for 2 and 5 of each power of ten."""
     first = f"{value:e}"[0]
     return f"{value:g}" if first in "25" else ""

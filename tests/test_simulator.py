@@ -192,11 +192,12 @@ def test_every_request_is_answered_once_by_every_policy(policy: str, trace: Path
 
 
 def test_with_deadlines_everyone_is_answered_or_told(trace: Path) -> None:
-    job = Job(trace, 3, 8.0, OURS, hosted=True, deadline=True)
+    job = Job(trace, 1, 12.0, OURS, deadline=True)
     found, without = run(job), run(replace(job, deadline=False))
     assert found["requests"] + found["unanswered"] == REQUESTS
+    assert found["unanswered"] > 0
     assert without["unanswered"] == 0
-    assert found["deadlines_met"] > without["deadlines_met"]
+    assert 1.0 > found["deadlines_met"] >= without["deadlines_met"]
 
 
 def test_nobody_beats_ours_at_cost_and_at_time(trace: Path) -> None:
