@@ -23,7 +23,7 @@ from agentcloud.cluster.endpoints import check_fleet, guessed_spec, hosted_specs
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fleet_report import ReplicaGauge, fleet_status
 from agentcloud.cluster.fleet_status import FleetStatus, ReplicaState
-from agentcloud.cluster.keeper import Keeper, scheduler
+from agentcloud.cluster.keeper import Keeper, end, scheduler
 from agentcloud.cluster.launch import StartReplica, degrees_of
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.model_state import ModelState
@@ -155,9 +155,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """Stop every replica; nothing of them is left when this returns."""
-        for task in (*self._tasks, *self._drains.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._drains.values(), return_exceptions=True)
+        await end(*self._tasks, *self._drains.values())
         await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
 
     # -- what keepers tell

@@ -128,7 +128,7 @@ class Keeper:
         serving = self.state is ReplicaState.READY
         self.state, self._pending_since_s = ReplicaState.DRAINING, None
         if not serving:
-            await self._end_task()
+            await end(self._task)
         with contextlib.suppress(ray.exceptions.RayError):  # restarted, it does not know us
             await scheduler().unregister.remote([self.name])
         # By its leases, not by its load: a call just leased has not reached the replica yet.
@@ -142,13 +142,9 @@ class Keeper:
 
     async def stop(self) -> None:
         """End the replica; nothing of it is left when this returns."""
-        await self._end_task()
+        await end(self._task)
         await self._clear(gently=True)
         self.state = ReplicaState.STOPPED
-
-    async def _end_task(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
 
     async def _keep(self) -> None:
         while True:
@@ -253,6 +249,19 @@ class Keeper:
 
     def __repr__(self) -> str:
         return f"<Keeper {self.name} {self.state}>"
+
+
+async def end(*tasks: asyncio.Task[None], again_s: float = 0.2) -> None:
+    """Cancel tasks until they have ended, whatever they raise.
+
+    Once is not enough: on Python 3.11 `wait_for` drops a cancellation that comes just as it gets
+    its answer, and the task would run on for ever.
+    """
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=again_s)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def scheduler() -> Any:

@@ -46,7 +46,7 @@ FLEET = {
         # No node type has this: it is asked for, given up, asked for again.
         "odd": {**KEYS, "tier": "odd", "resources": {"unobtainium": 1}, "replicas": {"max": 1}},
     },
-    "scaling": {"every_s": 0.25, "keep_s": 4, "start_s": 1, "pending_s": 6},
+    "scaling": {"every_s": 0.25, "keep_s": 4, "start_s": 1, "pending_s": 6, "drain_s": 60},
     "health": {"report_s": 0.1},
 }
 
@@ -140,6 +140,7 @@ async def main(address: str) -> dict[str, Any]:
     seen["ended_before_its_call"] = scaled.done()
     client.settle(unused(lease))
     await client.flush()
+    await watch("drained", lambda m: not m["big"].draining)
     await asyncio.wait_for(scaled, LIMIT_S)
 
     def asked_again(models: dict[str, Any]) -> bool:
