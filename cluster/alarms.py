@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -37,6 +37,8 @@ MAX_SERIES: Final = 1000
 RECENT: Final = 200
 #: An alarm whose series has been silent for so long ends.
 SILENT_S: Final = 3600.0
+#: A change is not over while more than the root of this is left of it.
+_FAR: Final = 2.0
 #: Stands for all endpoints of a task together.
 ALL: Final = "*"
 
@@ -151,9 +153,9 @@ class Series(Generic[W]):
     baseline: Baseline[W]
     began_s: float
     seen_s: float
-    worse: Page = field(default_factory=Page)
+    worse: tuple[Page, Page] = field(default_factory=lambda: (Page(), Page()))
     back: Page = field(default_factory=Page)
-    #: Since the test's sum was 0, or since the change began.
+    #: Since the tests' sums were 0, or since the change began.
     held: deque[Window[W]] = field(default_factory=deque)
     alarm: Alarm | None = None
     windows: int = 0
@@ -167,7 +169,7 @@ class Settings:
 
     window_calls: int = 40
     window_s: float = 30.0
-    effect: Effect = Effect()
+    effect: Effect = field(default_factory=Effect)
     budget: float = 1e-4
 
 
@@ -240,8 +242,8 @@ class Alarms:
     def task_ended(
         self,
         kind: str,
-        costs_usd: dict[str, Decimal],
-        checked: dict[str, tuple[int, int]],
+        costs_usd: Mapping[str, Decimal],
+        checked: Mapping[str, tuple[int, int]],
         now_s: float,
     ) -> None:
         """One task ended for good.
@@ -266,6 +268,11 @@ class Alarms:
             if now_s - series.seen_s > SILENT_S:
                 self._end(series, Ended.SILENT, now_s)
                 series.held.clear()
+
+    def windows_of(self, key: SeriesKey) -> int:
+        """Windows of a series so far."""
+        series = self._series.get(key)
+        return 0 if series is None else series.windows
 
     def baselines(self) -> Iterator[tuple[SeriesKey, Compared | None, int]]:
         """Every series: its baseline (None while it is learned), and windows seen."""
@@ -321,20 +328,29 @@ class Alarms:
     # -- the test
 
     def _judge(self, series: Series[W], window: Window[W], now_s: float) -> None:
-        ratio = series.baseline.ratio(window.body, self.settings.effect)
-        h = math.log(max(1, len(self._series)) / self.settings.budget)
+        effect = self.settings.effect
+        if series.alarm is not None:
+            # The way back is judged against where it went: sooner where it went far.
+            far = min(series.alarm.shown.ratio, _FAR)
+            effect = replace(
+                effect,
+                ratio=max(effect.ratio, far),
+                rate_ratio=max(effect.rate_ratio, far),
+            )
+        ratios = series.baseline.ratios(window.body, effect)
+        h = math.log(len(series.worse) * max(1, len(self._series)) / self.settings.budget)
         # Four cases: in an alarm; no verdict; nothing speaks for a change; something does.
         if series.alarm is not None:
-            self._go_on(series, series.alarm, window, ratio, h, now_s)
-        elif ratio is None:
+            self._go_on(series, series.alarm, window, ratios, h, now_s)
+        elif ratios is None:
             if not series.held:
                 series.baseline.learn(window.body)
         else:
-            raised = series.worse.add(ratio, h)
+            raised = [page.add(ratio, h) for page, ratio in zip(series.worse, ratios, strict=True)]
             series.held.append(window)
-            if raised:
+            if any(raised):
                 self._raise(series, h, now_s)
-            elif series.worse.score == 0.0:
+            elif not any(page.score for page in series.worse):
                 self._learn(series, len(series.held))
             else:
                 # Neither raised nor dropped for a whole baseline: a drift, learned as it comes.
@@ -352,7 +368,7 @@ class Alarms:
             self._shown(series),
             series.held[0].began_s,
             now_s,
-            series.worse.score,
+            max(page.score for page in series.worse),
             h,
         )
         series.alarm = self._active[series.key] = alarm
@@ -365,13 +381,16 @@ class Alarms:
         series: Series[W],
         alarm: Alarm,
         window: Window[W],
-        ratio: float | None,
+        ratios: tuple[float, float] | None,
         h: float,
         now_s: float,
     ) -> None:
         series.lasted += 1
-        if ratio is not None and series.back.add(-ratio, h):
+        if ratios is not None and series.back.add(-ratios[0], h):
             self._end(series, Ended.BACK, now_s)
+            # What came and went by itself tells how much the series wanders; a quarter of its
+            # windows moves neither a median nor a MAD far.
+            self._learn(series, min(len(series.held), BASELINE_WINDOWS // 4))
             series.held.clear()
             return
         if series.back.score == 0.0:  # else it is perhaps over: no evidence of what it was
@@ -388,7 +407,8 @@ class Alarms:
 
     def _end(self, series: Series[W], how: Ended, now_s: float) -> None:
         alarm, series.alarm = series.alarm, None
-        series.worse.score = 0.0
+        for page in series.worse:
+            page.score = 0.0
         if alarm is None:
             return
         del self._active[series.key]

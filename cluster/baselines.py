@@ -25,6 +25,8 @@ WINDOW_SAMPLE: Final = 200
 _LEAST_USABLE: Final = 5
 #: Residuals beyond so many standard deviations teach as much as one there.
 _CLIP_DEVIATIONS: Final = 4.0
+#: Logarithm of a change that is large anyhow.
+_MUCH: Final = math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,11 @@ class Baseline(Protocol[W]):
         """End the open window."""
         ...
 
-    def ratio(self, window: W, effect: Effect) -> float | None:
-        """Log-likelihood ratio of a window, worse against as before; None: no verdict."""
+    def ratios(self, window: W, effect: Effect) -> tuple[float, float] | None:
+        """Log-likelihood ratios of worse (by the least that matters, by much) to as before.
+
+        None: no verdict.
+        """
         ...
 
     def learn(self, window: W) -> None:
@@ -160,8 +165,8 @@ class LevelBaseline:
             window.value, window.error2 = trimmed(residuals)
         return window
 
-    def ratio(self, window: LevelWindow, effect: Effect) -> float | None:
-        """As `Baseline.ratio`."""
+    def ratios(self, window: LevelWindow, effect: Effect) -> tuple[float, float] | None:
+        """As `Baseline.ratios`."""
         if window.value is None or not self.is_ready:
             return None
         middle, spread2, long_run2 = self._past.scale2()
@@ -171,7 +176,10 @@ class LevelBaseline:
         unsure2 = self._steps.variance(known, self._call2, spread2) if known else 0.0
         unsure2 += 1.57 * long_run2 / len(self._past.values)  # of a median: pi / 2
         deviation = window.value - middle - math.sqrt(unsure2)
-        return level_ratio(deviation, math.log(effect.ratio), max(long_run2, window.error2))
+        sigma2 = max(long_run2, window.error2)
+        least = math.log(effect.ratio)
+        much = max(2.0 * least, _MUCH)
+        return level_ratio(deviation, least, sigma2), level_ratio(deviation, much, sigma2)
 
     def learn(self, window: LevelWindow) -> None:
         """As `Baseline.learn`."""
@@ -243,15 +251,19 @@ class RateBaseline:
         window, self._open = self._open, RateWindow()
         return window
 
-    def ratio(self, window: RateWindow, effect: Effect) -> float | None:
-        """As `Baseline.ratio`."""
+    def ratios(self, window: RateWindow, effect: Effect) -> tuple[float, float] | None:
+        """As `Baseline.ratios`."""
         if not self.is_ready:
             return None
         past = past_rate(self._past)
-        p1 = max(effect.rate_ratio * past.upper, past.upper + effect.rate_step)
+        p0 = past.upper
+        least = max(effect.rate_ratio * p0, p0 + effect.rate_step)
         # Where the normal is bad already, "worse" lies between it and certainty.
-        p1 = min(p1, (1.0 + past.upper) / 2.0)
-        return rate_ratio(window.bad, window.seen, past.upper, p1, past.phi)
+        least, much = min(least, (1.0 + p0) / 2.0), min(4.0 * least, (1.0 + p0) / 2.0)
+        return (
+            rate_ratio(window.bad, window.seen, p0, least, past.phi),
+            rate_ratio(window.bad, window.seen, p0, much, past.phi),
+        )
 
     def learn(self, window: RateWindow) -> None:
         """As `Baseline.learn`."""

@@ -12,22 +12,24 @@ of its residuals (a median would jump between the modes of cache hits and misses
 error is Tukey and McLaughlin's. The baseline is the median `B` of past windows; their scale is
 
     sigma^2 = max((1.4826 MAD)^2, median of squared standard errors)
-              * (1 + rho) / (1 - rho)      long-run variance, rho: lag-1 autocorrelation
+              * (1 + 2 rho1 / (1 - phi))   long-run variance of windows that share slow noise
               * (1 + 4 / windows)^2        what few windows do not know of sigma
 
 **Rates** (errors, answers that do not validate): `k` of `n` a window, binomial, with the upper end
 (mean + one standard deviation) of past windows' rate as `p0`, and its over-dispersion `phi` >= 1
-(Pearson's chi-square over degrees of freedom, times the same factor of rho): errors come in bursts.
+(Pearson's chi-square over degrees of freedom, times the same long-run factor): errors come in
+bursts.
 
-**Test.** `S = max(0, S + clip(l, -h/3, h/3))`, where l is the log-likelihood ratio of "worse by the
-least effect that matters" to "as before":
+**Test.** `S = max(0, S + clip(l, -h/3, h/3))`, where l is the log-likelihood ratio of "worse" to
+"as before", run twice: for the least effect that matters, and for a large one (twice; of rates four
+times), which noisy series show sooner:
 
     levels: l = delta (d - delta / 2) / sigma^2,  d = window - B - u,  delta = log(least ratio)
     rates:  l = (k log(p1/p0) + (n - k) log((1 - p1)/(1 - p0))) / phi,
             p1 = max(least rate ratio * p0, p0 + least rate step)
 
 `u` is the standard error of what d is compared with, taken off in favour of "as before". An alarm
-is raised at `S >= h`, `h = log(series / budget)`: Page's test of likelihood ratios has at least
+is raised at `S >= h`, `h = log(2 series / budget)`: Page's test of likelihood ratios has at least
 `exp(h)` windows between false alarms (Lorden), so all series together have at most `budget` false
 alarms for each window of every series. Clipping is Huber's robust test, and makes three windows the
 fewest that can raise an alarm. Windows since `S` was last 0 are Page's estimate of when it began:
@@ -37,7 +39,7 @@ Sources: E. S. Page, Continuous inspection schemes (1954); G. Lorden, Procedures
 change in distribution (1971); P. J. Huber, A robust version of the probability ratio test (1965);
 J. W. Tukey and D. H. McLaughlin, Less vulnerable confidence and significance procedures (1963);
 M. R. Reynolds and Z. G. Stoumbos, A CUSUM chart for monitoring a proportion (1999); the long-run
-variance is that of an AR(1) series.
+variance is that of an ARMA(1, 1) series, AR(1) noise seen through sampling noise.
 
 Caveats: a load never seen before is learned first, without a verdict; a slowdown that itself drives
 the load up is in part explained by that load; a creep slower than the least ratio over the baseline
@@ -49,20 +51,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import fmean, median
 from typing import Final
 
 #: Share of a window's residuals that is left out at each end.
 TRIM: Final = 0.1
 #: Windows that a baseline remembers, and how many it needs before it judges.
-BASELINE_WINDOWS: Final = 60
-LEAST_WINDOWS: Final = 20
+BASELINE_WINDOWS: Final = 120
+LEAST_WINDOWS: Final = 30
 #: Calls of one load and size before calls of it are judged, and the memory of their level.
 _LEAST_CALLS: Final = 20
 _LEVEL_MEMORY: Final = 5000
 _MAX_LEVELS: Final = 64
 _CLIPS: Final = 3.0
 _MAD: Final = 1.4826
+_MAX_PHI: Final = 0.95
 
 
 @dataclass(slots=True)
@@ -156,18 +160,29 @@ class Past:
         spread2 = (_MAD * median(abs(value - middle) for value in self.values)) ** 2
         spread2 = max(spread2, median(self.errors2), 1e-8)
         few = (1.0 + 4.0 / len(self.values)) ** 2
-        rho = autocorrelation([value - middle for value in self.values], 3.0 * math.sqrt(spread2))
-        return middle, spread2 * few, spread2 * few * (1.0 + rho) / (1.0 - rho)
+        deviations = [value - middle for value in self.values]
+        longer = inflation(deviations, 3.0 * math.sqrt(spread2))
+        return middle, spread2 * few, spread2 * few * longer
 
 
-def autocorrelation(values: Sequence[float], clip: float) -> float:
-    """Lag-1 autocorrelation of deviations, corrected for its bias, between 0 and 0.8."""
+def inflation(values: Sequence[float], clip: float) -> float:
+    """Long-run variance of deviations against their variance, at least 1: an ARMA(1, 1) series.
+
+    Windows share slow noise (an AR(1) series) and have sampling noise of their own, which hides
+    it from the lag-1 autocorrelation alone; the ratio of the first two lags does not see it.
+    """
     clipped = [max(-clip, min(clip, value)) for value in values]
+    count = len(clipped)
     power = sum(value * value for value in clipped)
     if power <= 0.0:
-        return 0.0
-    rho = sum(a * b for a, b in zip(clipped, clipped[1:], strict=False)) / power
-    return max(0.0, min(0.8, rho + (1.0 + 3.0 * rho) / len(clipped)))
+        return 1.0
+    rho1 = sum(a * b for a, b in pairwise(clipped)) / power
+    rho2 = sum(a * b for a, b in zip(clipped, clipped[2:], strict=False)) / power
+    rho1 = max(0.0, rho1 + (1.0 + 3.0 * rho1) / count)  # corrected for its bias
+    phi = rho1
+    if rho1 > 2.0 / math.sqrt(count) and rho2 > 0.0:
+        phi = max(rho1, rho2 / rho1 + (1.0 + 3.0 * rho2) / count)
+    return 1.0 + 2.0 * min(1.0, rho1) / (1.0 - min(_MAX_PHI, phi))
 
 
 def trimmed(values: Sequence[float]) -> tuple[float, float]:
@@ -210,8 +225,7 @@ def past_rate(windows: Sequence[tuple[int, int]]) -> PastRate:
     p = (bad + 0.5) / (total + 1.0)
     scaled = [(k - n * p) / math.sqrt(n * p * (1.0 - p)) for k, n in windows]
     phi = max(1.0, sum(z * z for z in scaled) / max(1, len(scaled) - 1))
-    rho = autocorrelation(scaled, math.inf)
-    phi *= (1.0 + rho) / (1.0 - rho)
+    phi *= inflation(scaled, math.inf)
     return PastRate(p, p + math.sqrt(phi * p * (1.0 - p) / total), phi)
 
 

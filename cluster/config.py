@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -320,6 +321,74 @@ class Scaling(_Section):
     surge_s: PositiveFloat = 30.0
 
 
+class Alarming(_Section):
+    """When a change for the worse raises an alarm (`alarms:` of fleet.yaml; docs/alarms.md).
+
+    Attributes:
+        enabled: whether calls and tasks are watched.
+        window_calls: a window is at least so many calls (or tasks) of one endpoint and agent,
+        window_s: and lasts at least so long.
+        min_ratio: times and costs: the least change that matters; 1.2 is a fifth worse. Changes of
+            less than its root are never told.
+        min_rate_step: errors and invalid answers: the least rise that matters, as a share of
+            calls; a rate must also double.
+        false_alarms: the most false alarms for each window of every series.
+        webhook_url: alarms are posted there as JSON when they are raised and when they end.
+        webhook_url_env: environment variable that holds the URL, on the head node, where it is a
+            secret.
+    """
+
+    enabled: bool = True
+    window_calls: Annotated[int, Field(ge=10, le=10_000)] = 40
+    window_s: PositiveFloat = 30.0
+    min_ratio: Annotated[float, Field(ge=1.02, le=10)] = 1.2
+    min_rate_step: Annotated[float, Field(gt=0, lt=0.5)] = 0.03
+    false_alarms: Annotated[float, Field(ge=1e-9, le=0.01)] = 1e-4
+    webhook_url: SecretStr | None = None
+    webhook_url_env: str | None = None
+
+    @model_validator(mode="after")
+    def _one_webhook(self) -> Self:
+        if self.webhook_url is not None:
+            if self.webhook_url_env is not None:
+                raise ValueError("webhook_url and webhook_url_env: give one of them")
+            _check_webhook(self.webhook_url, "webhook_url")
+        return self
+
+    def webhook(self) -> SecretStr | None:
+        """The webhook's URL; None: there is none.
+
+        Raises:
+            ConfigError: its variable is not set here, or holds no URL.
+        """
+        if self.webhook_url_env is None:
+            return self.webhook_url
+        where = "fleet.yaml: alarms.webhook_url_env"
+        url = SecretStr(os.environ.get(self.webhook_url_env, "").strip())
+        if not url.get_secret_value():
+            raise ConfigError(
+                f"the variable {self.webhook_url_env} is not set on this node; set it before "
+                f"`agentcloud up`",
+                where=where,
+            )
+        try:
+            _check_webhook(url, f"the variable {self.webhook_url_env}")
+        except ValueError as error:
+            raise ConfigError(str(error), where=where) from None
+        return url
+
+
+def _check_webhook(url: SecretStr, name: str) -> None:
+    # The URL itself is never shown: it may hold a token.
+    try:
+        parts = urlsplit(url.get_secret_value())
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ValueError(f"{name} holds no URL; write http://HOST/... or https://HOST/...")
+
+
 class FleetConfig(_Section):
     """All of fleet.yaml.
 
@@ -339,6 +408,7 @@ class FleetConfig(_Section):
         scaling: when models get more or fewer replicas.
         cache_marks: hosted calls get `cache_control` marks where their prompts begin alike and
             that pays (cache_marks.py); a caller's own marks stay.
+        alarms: when a change for the worse raises an alarm.
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
         usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
             choice without a deadline trades waiting against paying. `cost` takes a twentieth of
@@ -361,6 +431,7 @@ class FleetConfig(_Section):
     batch: Batching = Batching()
     scaling: Scaling = Scaling()
     cache_marks: bool = True
+    alarms: Alarming = Alarming()
     lease_timeout_s: PositiveFloat = 30.0
     usd_per_hour_waited: Usd = Decimal(1)
     weights: dict[str, PositiveFloat] = {}
@@ -464,6 +535,7 @@ def _known_keys(parents: list[str]) -> list[str]:
         "batch": Batching,
         "replicas": Replicas,
         "scaling": Scaling,
+        "alarms": Alarming,
         "limits": Limits,
         "prices": Prices,
     }

@@ -151,6 +151,8 @@ class Routing:
             where that is possible; without it such a stream ends in `StreamBroken`.
         idempotent: the call may be sent twice at once when it is slow (fleet.yaml's `hedge:`); both
             sends are paid for.
+        kind: what kind of job the call is of, for baselines and alarms; a job's calls carry its
+            agent's name.
     """
 
     tier: str | None = None
@@ -168,6 +170,7 @@ class Routing:
     continuation: bool = False
     cache_marks: bool | None = None
     idempotent: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ class Granted:
     kv: float
     max_output_tokens: int
     per_token_s: float | None
+    kind: str = ""
 
 
 class LeaseBook:
@@ -151,6 +152,7 @@ class LeaseBook:
             kv,
             request.max_output_tokens,
             estimate.per_token_s if estimate.known else None,
+            request.routing.kind,
         )
         self._open[lease.lease_id] = granted
         self._by_call[request.call_id] = granted

@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from agentcloud.cluster.alarms import SeriesKey
 from agentcloud.cluster.contracts import BudgetState, EndpointSpec, Settlement
 from agentcloud.cluster.leases import Granted
 from agentcloud.cluster.scheduler import SchedulerCore
@@ -205,6 +206,22 @@ class CallMetrics:
             self._budget_used.set(0, {"scope": scope})
             self._budget_limit.set(0, {"scope": scope})
         self._scopes = scopes
+
+
+class AlarmMetrics:
+    """Alarms: which are active, and how many were raised."""
+
+    def __init__(self) -> None:
+        tags = ("endpoint", "agent", "measure")
+        self._active = Gauge("agentcloud_alarms_active", "1 while an alarm lasts", tag_keys=tags)
+        self._raised = Counter("agentcloud_alarms_raised_total", "Alarms raised", tag_keys=tags)
+
+    def tell(self, key: SeriesKey, *, active: bool) -> None:
+        """An alarm of a series was raised, or ended."""
+        tags = {"endpoint": key.endpoint, "agent": key.kind, "measure": str(key.measure)}
+        self._active.set(int(active), tags)
+        if active:
+            self._raised.inc(1, tags)
 
 
 def _counts(totals: Totals) -> dict[tuple[str, str], int | Decimal]:

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 import ray
 import structlog
 
+from agentcloud.cluster.alarm_watch import AlarmWatch, TaskFacts
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import SystemClock
 from agentcloud.cluster.config import FleetConfig
@@ -102,6 +103,8 @@ class Scheduler:
         self._expired: list[Expired] = []
         self._metrics = CallMetrics()
         self._metrics.start(self._core, self._lock, self._clock.now)
+        self._alarms = AlarmWatch(config.alarms, self._epoch[:6], self._clock.now, time.time)
+        self._alarms.start()
         self._timer = threading.Condition(self._lock)
         threading.Thread(target=self._keep_time, name="scheduler-time", daemon=True).start()
 
@@ -119,6 +122,7 @@ class Scheduler:
             for settlement in exchange.settlements:
                 if (ended := core.settle(settlement)) is not None:
                     self._metrics.settled(ended, settlement)
+                    self._alarms.settled(ended, settlement)
             for lease_id in exchange.warmed:
                 core.warmed(lease_id)
             for call_id in exchange.cancels:
@@ -173,6 +177,7 @@ class Scheduler:
         with self._lock:
             self._core.configure(config, catalog)
             self._turn(None)
+        self._alarms.configure(config.alarms)
 
     @_control
     async def config(self) -> FleetConfig:
@@ -259,6 +264,16 @@ class Scheduler:
         """As `SchedulerCore.explain`."""
         with self._lock:
             return self._core.explain(call)
+
+    @_control
+    async def tasks_ended(self, kind: str, facts: list[TaskFacts]) -> None:
+        """As `AlarmWatch.tasks_ended`."""
+        self._alarms.tasks_ended(kind, facts)
+
+    @_control
+    async def alarms(self, baselines: bool = False) -> dict[str, Any]:
+        """As `AlarmWatch.report`."""
+        return self._alarms.report(baselines=baselines)
 
     @_control
     async def snapshot(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ SHAPES: dict[str, Shape] = {
     "lognormal": Shape(),
     "heavy tail": Shape(pareto=1.3),
     "bimodal": Shape(slow_share=0.45, tail=0.2),
-    "busy, shared noise": Shape(per_s=20.0, tail=0.5, drift=0.15, drift_s=60.0),
+    "busy, shared noise": Shape(per_s=6.0, tail=0.5, drift=0.15, drift_s=60.0),
     "slow shared noise": Shape(tail=0.4, drift=0.15, drift_s=600.0),
     "day and night": Shape(per_s=2.0, tail=0.5, day=True),
     "low volume": Shape(per_s=1 / 60, tail=0.8, drift=0.1, drift_s=3600.0),
@@ -126,7 +126,8 @@ class Traffic:
         )
         self._calls += 1
         self._checked += 1
-        self._invalid += rng.random() < (harm.invalid if harm.invalid is not None else shape.invalid)
+        invalid = harm.invalid if harm.invalid is not None else shape.invalid
+        self._invalid += rng.random() < invalid
         if self._calls % shape.tasks_every == 0:
             cost = Decimal(repr(0.002 * rng.lognormvariate(0.0, 0.5) * harm.cost))
             checked = {ENDPOINT: (self._checked, self._invalid)}
