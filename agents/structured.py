@@ -48,10 +48,14 @@ async def ask_structured(
         if message.stop_reason == "refusal":
             raise refusal(message)
         try:
-            return parse_output(output, answer_text(message))
+            parsed = parse_output(output, answer_text(message))
         except ValidationError as error:
+            usage.mark_valid(message, False)
             cut = is_cut(message)
             problem = f"cut off at max_tokens={request['max_tokens']}" if cut else explain(error)
+        else:
+            usage.mark_valid(message, True)
+            return parsed
         if sent > repairs:
             times = "once" if sent == 1 else f"{sent} times"
             first = problem.splitlines()[0]

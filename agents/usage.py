@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+from anthropic.types import Message
+
 from agentcloud.cluster.contracts import Receipt
 
 
@@ -26,6 +28,14 @@ class Usage:
         for index, receipt in enumerate(self.receipts):
             if receipt.call_id in call_ids:
                 self.receipts[index] = replace(receipt, agreement=share)
+
+    def mark_valid(self, message: Message, valid: bool) -> None:
+        """Write onto an answer's receipt whether it satisfied its output's schema."""
+        call_id = getattr(getattr(message, "agentcloud", None), "call_id", None)
+        for index in range(len(self.receipts) - 1, -1, -1):
+            if self.receipts[index].call_id == call_id:
+                self.receipts[index] = replace(self.receipts[index], valid=valid)
+                return
 
     @property
     def calls(self) -> int:

@@ -62,8 +62,8 @@ class AlarmWatch:
         self._now, self._wall = now, wall
         self._name = name
         self._lock = threading.Lock()
-        self._calls: deque[tuple[Granted, Settlement]] = deque(maxlen=_MAX_NOTED)
-        self._tasks: deque[tuple[str, TaskFacts]] = deque(maxlen=_MAX_NOTED)
+        self._calls: deque[tuple[float, Granted, Settlement]] = deque(maxlen=_MAX_NOTED)
+        self._tasks: deque[tuple[float, str, TaskFacts]] = deque(maxlen=_MAX_NOTED)
         self._metrics = AlarmMetrics()
         self._webhook: Webhook | None = None
         self._config = config
@@ -87,12 +87,13 @@ class AlarmWatch:
     def settled(self, lease: Granted, settlement: Settlement) -> None:
         """A lease ended."""
         if self._config.enabled:
-            self._calls.append((lease, settlement))
+            self._calls.append((self._now(), lease, settlement))
 
     def tasks_ended(self, kind: str, facts: list[TaskFacts]) -> None:
         """Tasks of one kind ended for good."""
         if self._config.enabled:
-            self._tasks.extend((kind, each) for each in facts)
+            now_s = self._now()
+            self._tasks.extend((now_s, kind, each) for each in facts)
 
     def start(self) -> None:
         """Look once a second, for as long as the process lives."""
@@ -109,14 +110,13 @@ class AlarmWatch:
 
     def look(self) -> None:
         """Test what was noted, tell what is new."""
-        now_s = self._now()
         with self._lock:
             while self._calls:
-                self._take(*self._calls.popleft(), now_s)
+                self._take(*self._calls.popleft())
             while self._tasks:
-                kind, facts = self._tasks.popleft()
-                self._alarms.task_ended(kind, facts.costs_usd, facts.checked, now_s)
-            self._alarms.end_silent(now_s)
+                at_s, kind, facts = self._tasks.popleft()
+                self._alarms.task_ended(kind, facts.costs_usd, facts.checked, at_s)
+            self._alarms.end_silent(self._now())
             news = [(alarm, self._told(alarm)) for alarm in self._alarms.news()]
             webhook = self._webhook
         for alarm, told in news:
@@ -164,7 +164,7 @@ class AlarmWatch:
     def _told(self, alarm: Alarm) -> dict[str, Any]:
         return alarm.as_dict(self._now(), self._wall())
 
-    def _take(self, lease: Granted, settlement: Settlement, now_s: float) -> None:
+    def _take(self, at_s: float, lease: Granted, settlement: Settlement) -> None:
         # Three ends: answered; failed by the endpoint; given up, or told to slow down, which say
         # nothing of it.
         answered = settlement.outcome is Outcome.OK
@@ -179,7 +179,7 @@ class AlarmWatch:
         self._alarms.called(
             lease.state.spec.name,
             lease.kind,
-            now_s,
+            at_s,
             failed=not answered,
             ttft_s=timings.ttft_s if answered else None,
             token_s=token_s if answered else None,

@@ -355,15 +355,17 @@ class Alarming(_Section):
             _check_webhook(self.webhook_url, "webhook_url")
         return self
 
-    def webhook(self) -> SecretStr | None:
+    def webhook(self, where: str = "fleet.yaml: alarms.webhook_url_env") -> SecretStr | None:
         """The webhook's URL; None: there is none.
+
+        Args:
+            where: what to name in the error.
 
         Raises:
             ConfigError: its variable is not set here, or holds no URL.
         """
         if self.webhook_url_env is None:
             return self.webhook_url
-        where = "fleet.yaml: alarms.webhook_url_env"
         url = SecretStr(os.environ.get(self.webhook_url_env, "").strip())
         if not url.get_secret_value():
             raise ConfigError(

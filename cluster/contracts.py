@@ -399,6 +399,7 @@ class Receipt:
         escalated: the cheaper tiers that were asked before, on the first call after them.
         continued_from: the endpoint that served the beginning of a stream which broke there;
             `usage` and cost are of all its parts. None: one endpoint served it whole.
+        valid: whether it satisfied the schema of its output; None: there was none.
         hedged: it was slow and sent a second time; the other send's cost is part of the call's.
         saved_usd: hosted: what the model's cache saved on the answer, against plain input; below
             zero: it was written to, and pays later. None: not known, or local.
@@ -424,6 +425,7 @@ class Receipt:
     agreement: float | None = None
     escalated: Escalation | None = None
     continued_from: str | None = None
+    valid: bool | None = None
     hedged: bool = False
     unknown_usd: Decimal = Decimal(0)
     considered: tuple[Considered, ...] = ()

@@ -122,6 +122,8 @@ def check_fleet(config: FleetConfig, *, where: str = "fleet.yaml") -> None:
     for name in {hosted.account for hosted in config.hosted.values()}:
         config.accounts[name].key(f"{where}: accounts.{name}")
     check_fallbacks(config, where=where)
+    if config.alarms.enabled:
+        config.alarms.webhook(f"{where}: alarms.webhook_url_env")
 
 
 def check_fallbacks(config: FleetConfig, *, where: str = "fleet.yaml") -> None:

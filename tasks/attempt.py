@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from agentcloud.agents.agent import Agent, Context, run_agent
 from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.ports import MessagesClient
-from agentcloud.cluster.contracts import Receipt
+from agentcloud.cluster.contracts import Receipt, Routing
 from agentcloud.cluster.errors import (
     AgentCloudError,
     BackendError,
@@ -76,6 +76,7 @@ async def _attempt(
         deadline_s=_deadline_s(spec),
         attempts=attempts,
         budgets=budgets.states,
+        routing=Routing(kind=spec.kind),
         cascade=spec.cascade.to_cascade() if spec.cascade is not None else None,
     )
     output: Any = None
@@ -194,6 +195,8 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
         summary["saved_usd"] = format(receipt.saved_usd, "f")
     if receipt.agreement is not None:
         summary["agreement"] = receipt.agreement
+    if receipt.valid is not None:
+        summary["valid"] = receipt.valid
     if receipt.batch:
         summary["batch"] = True
     if (escalated := receipt.escalated) is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 
+from agentcloud.tasks.facts import FactBook
 from agentcloud.tasks.results import result_line
 from agentcloud.tasks.sources import BadInput, Input
 from agentcloud.tasks.spec import (
@@ -39,6 +40,7 @@ class Board:
         extra_attempts: the most extra attempts of one task over all layers, restarts included.
         finished_ids: tasks that an earlier run ended: not started again.
         tally: adds up calls of all attempts.
+        facts: takes what tasks cost that ended.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class Board:
         extra_attempts: int = EXTRA_ATTEMPTS,
         finished_ids: Set[str],
         tally: Tally,
+        facts: FactBook | None = None,
     ) -> None:
         self._inputs = inputs
         self._attempts = attempts
         self._extra_attempts = extra_attempts
         self._finished_ids = finished_ids
         self._tally = tally
+        self._facts = facts if facts is not None else FactBook()
         self._running: dict[str, TaskRecord] = {}
         self._suspects: deque[TaskRecord] = deque()
         self._again: deque[TaskRecord] = deque()
@@ -118,6 +122,7 @@ class Board:
             del self._running[record.id]
             record.extra_used = result.extra_used
             self._tally.add(result.calls)
+            self._facts.attempted(record.id, result.calls)
             # Five ends: done; failed for good; a passing failure, with or without attempts left;
             # the budget is used up; cancelled.
             if result.end is TaskEnd.DONE:
@@ -128,10 +133,10 @@ class Board:
                 self._retry_or_fail(record, result, self._again)
             elif result.end is TaskEnd.BUDGET:
                 # No line: a later run with a higher budget does the task again.
-                record.move(TaskState.DROPPED)
+                self._drop(record)
                 self.stop("budget", result.error)
             else:
-                record.move(TaskState.DROPPED)
+                self._drop(record)
 
     def lose(self, worker: str, why: str, started_at: str) -> int:
         """A worker died: its tasks are suspects now, or failed when out of attempts.
@@ -194,7 +199,7 @@ class Board:
     ) -> None:
         record.worker = None
         if self.stop_reason is not None:
-            record.move(TaskState.DROPPED)
+            self._drop(record)
         elif record.attempts < self._attempts and record.extra_used < self._extra_attempts:
             record.extra_used += 1  # this restart; what a dead worker used is not known
             record.move(TaskState.WAITING)
@@ -203,8 +208,13 @@ class Board:
         else:
             self._end(record, result, TaskState.FAILED)
 
+    def _drop(self, record: TaskRecord) -> None:
+        record.move(TaskState.DROPPED)
+        self._facts.dropped(record.id)
+
     def _end(self, record: TaskRecord, result: TaskResult, state: TaskState) -> None:
         record.move(state)
+        self._facts.ended(record.id)
         done = state is TaskState.DONE
         self.done += done
         self.failed += not done

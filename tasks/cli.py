@@ -17,6 +17,7 @@ from agentcloud.cluster.errors import AgentCloudError, AgentError, ConfigError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.plan_cli import plan_command
 from agentcloud.tasks import (
+    cli_alerts,
     cli_cluster,
     cli_demo,
     cli_explain,
@@ -58,6 +59,7 @@ app.command("up")(cli_cluster.up_command)
 app.command("down")(cli_cluster.down_command)
 app.command("endpoints")(cli_cluster.endpoints_command)
 app.command("explain")(cli_explain.explain_command)
+app.command("alerts")(cli_alerts.alerts_command)
 app.command("metrics")(cli_metrics.metrics_command)
 app.command("doctor")(cli_cluster.doctor_command)
 app.command("tune")(cli_tune.tune_command)

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -141,6 +141,12 @@ class JobSpec(BaseModel):
     folder: Path | None = None
     pin_to_node: bool = True
     cascade: CascadeSetting | None = None
+
+    @property
+    def kind(self) -> str:
+        """The agent's name with its file's: what baselines and alarms tell jobs apart by."""
+        where, _, name = self.agent.rpartition(":")
+        return f"{PurePath(where).name.removesuffix('.py')}:{name}" if where else name
 
     @property
     def budget_scope(self) -> str:

@@ -25,6 +25,7 @@ from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import one_line
 from agentcloud.tasks.board import Board
 from agentcloud.tasks.budgets import Budgets
+from agentcloud.tasks.facts import TELL_EVERY_S, FactBook, tell
 from agentcloud.tasks.results import ResultsFile
 from agentcloud.tasks.sources import read_inputs
 from agentcloud.tasks.spec import (
@@ -76,6 +77,8 @@ class Supervisor:
         self._reason: str | None = None
         self._detail: str | None = None
         self._tally = Tally()
+        self._facts = FactBook()
+        self._told_s = 0.0
         self._results: ResultsFile | None = None
         self._board = Board(iter(()), attempts=1, finished_ids=frozenset(), tally=self._tally)
         self._workers: dict[str, Any] = {}
@@ -108,6 +111,7 @@ class Supervisor:
             extra_attempts=self._spec.extra_attempts,
             finished_ids=frozenset(results.done_ids | results.failed_ids),
             tally=self._tally,
+            facts=self._facts,
         )
         await self._open_budget()
         self._move(JobState.RUNNING)
@@ -158,6 +162,7 @@ class Supervisor:
             await self._until_finished()
             await self._stop_workers()
             self._write()
+            tell(self._spec.kind, self._facts.drain())
             await self._settle_budget()
             self._finish()
         except Exception as error:
@@ -176,6 +181,9 @@ class Supervisor:
         while self._watchers:
             await asyncio.wait(self._watchers, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
             now_s = time.monotonic()
+            if now_s - self._told_s >= TELL_EVERY_S:
+                self._told_s = now_s
+                tell(self._spec.kind, self._facts.drain())
             if self._board.stop_reason is not None and self._state is JobState.RUNNING:
                 self._move(JobState.STOPPING)
             if self._board.stop_reason in (_CANCELLED, _ERROR):
