@@ -224,8 +224,9 @@ def past_rate(windows: Sequence[tuple[int, int]]) -> PastRate:
     bad, total = sum(k for k, _ in windows), sum(n for _, n in windows)
     p = (bad + 0.5) / (total + 1.0)
     scaled = [(k - n * p) / math.sqrt(n * p * (1.0 - p)) for k, n in windows]
-    phi = max(1.0, sum(z * z for z in scaled) / max(1, len(scaled) - 1))
-    phi *= inflation(scaled, math.inf)
+    phi = sum(z * z for z in scaled) / max(1, len(scaled) - 1)
+    middle = fmean(scaled)
+    phi = max(1.0, phi * inflation([z - middle for z in scaled], math.inf))
     return PastRate(p, p + math.sqrt(phi * p * (1.0 - p) / total), phi)
 
 

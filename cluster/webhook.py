@@ -79,4 +79,4 @@ class Webhook:
             )
         except (requests.RequestException, ValueError) as error:
             return type(error).__name__  # its text holds the URL
-        return None if answer.ok and not answer.is_redirect else f"HTTP {answer.status_code}"
+        return None if 200 <= answer.status_code < 300 else f"HTTP {answer.status_code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -12,20 +13,17 @@ from structlog.testing import capture_logs
 
 from agentcloud.cluster.alarm_watch import AlarmWatch, TaskFacts
 from agentcloud.cluster.alarms import ALL
-from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.config import Alarming, parse_fleet
 from agentcloud.cluster.contracts import (
-    LeaseRequest,
     Outcome,
     Routing,
     Settlement,
     Timings,
     TokenUsage,
 )
-from agentcloud.cluster.decisions import Granted
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.webhook import Webhook
-from tests.cluster.scheduling import core, replica
+from tests.cluster.scheduling import Bed, replica
 from tests.cluster.webhook_server import SECRET, webhook_server
 from tests.conftest import wait_until
 
@@ -34,9 +32,8 @@ class Watched:
     """The real core with alarms beside it, on a fake clock."""
 
     def __init__(self, **alarms: Any) -> None:
-        self.clock = FakeClock()
-        self.core = core(self.clock)
-        self.core.register([replica(0)])
+        self.bed = Bed(replica(0))
+        self.clock = self.bed.clock
         config = Alarming(window_calls=10, window_s=1.0, **alarms)
         self.watch = AlarmWatch(config, "t", self.clock.now, lambda: 1e9 + self.clock.now())
         self.rng = random.Random(3)
@@ -45,22 +42,20 @@ class Watched:
     def call(self, ttft_s: float = 0.1, **settled: Any) -> None:
         """One call from the request to the settlement."""
         self.calls += 1
-        routing = Routing(kind="agent:triage")
-        self.core.submit(LeaseRequest(f"c{self.calls}", "m", 100, 100, routing=routing))
-        (granted,) = self.core.poll()
-        assert isinstance(granted, Granted)
+        lease = self.bed.take(f"c{self.calls}", routing=Routing(kind="agent:triage"))
         self.clock.advance(0.2)
         took_s = ttft_s * self.rng.lognormvariate(0.0, 0.3)
-        settlement = {
+        told: dict[str, Any] = {
             "outcome": Outcome.OK,
             "usage": TokenUsage(100, 0, 0, 20),
             "cost_usd": Decimal(0),
             "timings": Timings(ttft_s=took_s, generation_s=1.0, total_s=took_s + 1.0),
-        } | settled
-        told = Settlement(granted.lease.lease_id, **settlement)
-        ended = self.core.settle(told)
+        }
+        settlement = Settlement(lease.lease_id, **(told | settled))
+        ended = self.bed.core.settle(settlement)
         assert ended is not None
-        self.watch.settled(ended, told)
+        self.watch.settled(ended, settlement)
+        self.last = ended, settlement
 
     def calls_of(self, count: int, ttft_s: float = 0.1, **settled: Any) -> dict[str, Any]:
         for _ in range(count):
@@ -103,12 +98,18 @@ def test_a_slowdown_is_reported_logged_and_posted_once_and_its_end_too() -> None
 def test_what_is_given_up_limited_or_beaten_says_nothing_of_the_endpoint() -> None:
     watched = Watched()
     watched.calls_of(10)
-    for settled in (
+    ended, settlement = watched.last
+    given_up: tuple[dict[str, Any], ...] = (
         {"outcome": Outcome.CANCELLED},
         {"outcome": Outcome.UNKNOWN, "cost_usd": None},
         {"outcome": Outcome.CANCELLED, "error_kind": "timeout_error", "beaten": True},
-    ):
-        report = watched.calls_of(20, **settled)
+        {"outcome": Outcome.FAILED, "error_kind": "rate_limit_error"},
+    )
+    for told in given_up * 20:
+        watched.clock.advance(0.2)
+        watched.watch.settled(ended, replace(settlement, **told))
+    watched.watch.look()
+    report = watched.watch.report(baselines=True)
     assert {row["windows"] for row in report["baselines"]} == {1}
     watched.calls_of(300)
     report = watched.calls_of(40, outcome=Outcome.FAILED, error_kind="invalid_request_error")
@@ -151,7 +152,7 @@ def test_a_webhook_that_fails_is_told_without_its_url() -> None:
         webhook = Webhook(SecretStr(hook.url), pauses_s=(0.0, 0.0))
         webhook.send({"n": 1})
         webhook.send({"n": 2})
-        assert wait_until(lambda: bool(hook.bodies), 10)
+        assert wait_until(lambda: webhook.sent == 1, 10)
     assert hook.bodies == [{"n": 2}]
     webhook.send({"n": 3})  # nobody listens any more
     with capture_logs() as later:
@@ -185,7 +186,7 @@ def test_fleet_yaml_s_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
         named.webhook()
     assert SECRET not in str(refused.value)
     monkeypatch.setenv("HOOK", f"https://h.example/{SECRET}")
-    url = named.webhook()
-    assert url is not None
-    assert url.get_secret_value() == f"https://h.example/{SECRET}"
+    secret = named.webhook()
+    assert secret is not None
+    assert secret.get_secret_value() == f"https://h.example/{SECRET}"
     assert SECRET not in repr(named) + repr(_fleet(webhook_url=f"https://x/{SECRET}"))
