@@ -118,10 +118,12 @@ class AlarmWatch:
                 self._alarms.task_ended(kind, facts.costs_usd, facts.checked, at_s)
             self._alarms.end_silent(self._now())
             news = [(alarm, self._told(alarm)) for alarm in self._alarms.news()]
+            active = frozenset(alarm.key for alarm in self._alarms.active)
             webhook = self._webhook
+        self._metrics.active(active)
         for alarm, told in news:
-            self._metrics.tell(alarm.key, active=alarm.ended is None)
             if alarm.ended is None:
+                self._metrics.raised(alarm.key)
                 log.warning("alarm", what=str(alarm), **told)
             else:
                 log.info("alarm ended", what=str(alarm), **told)

@@ -215,13 +215,21 @@ class AlarmMetrics:
         tags = ("endpoint", "agent", "measure")
         self._active = Gauge("agentcloud_alarms_active", "1 while an alarm lasts", tag_keys=tags)
         self._raised = Counter("agentcloud_alarms_raised_total", "Alarms raised", tag_keys=tags)
+        self._known: frozenset[SeriesKey] = frozenset()
 
-    def tell(self, key: SeriesKey, *, active: bool) -> None:
-        """An alarm of a series was raised, or ended."""
-        tags = {"endpoint": key.endpoint, "agent": key.kind, "measure": str(key.measure)}
-        self._active.set(int(active), tags)
-        if active:
-            self._raised.inc(1, tags)
+    def raised(self, key: SeriesKey) -> None:
+        """An alarm of a series was raised."""
+        self._raised.inc(1, _alarm_tags(key))
+
+    def active(self, keys: frozenset[SeriesKey]) -> None:
+        """These last; told again and again, for Ray drops a gauge that falls silent."""
+        for key in keys | self._known:
+            self._active.set(int(key in keys), _alarm_tags(key))
+        self._known = keys
+
+
+def _alarm_tags(key: SeriesKey) -> dict[str, str]:
+    return {"endpoint": key.endpoint, "agent": key.kind, "measure": str(key.measure)}
 
 
 def _counts(totals: Totals) -> dict[tuple[str, str], int | Decimal]:
