@@ -17,6 +17,8 @@ from typing import Final
 
 from agentcloud.cluster.budget import ZERO, BudgetTree, Reservation
 from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement, Why
+from agentcloud.cluster.former import Held
+from agentcloud.cluster.journal import Journal, is_paid
 from agentcloud.cluster.limits import Hold
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.standing import Totals
@@ -72,8 +74,10 @@ class LeaseBook:
         budgets: BudgetTree,
         rng: random.Random,
         take_out: Callable[[str, str, float], None],
+        journal: Journal | None = None,
     ) -> None:
         self.budgets = budgets
+        self._journal = journal
         self._take_out = take_out
         self.totals: dict[str, Totals] = {}
         self.stale_settlements = 0
@@ -154,10 +158,44 @@ class LeaseBook:
             estimate.per_token_s if estimate.known else None,
             request.routing.kind,
         )
-        self._open[lease.lease_id] = granted
-        self._by_call[request.call_id] = granted
-        heapq.heappush(self._expiries, (granted.expires_s, lease.lease_id))
+        self._put(granted)
+        if self._journal is not None:
+            self._journal.granted(request, lease)
         return lease
+
+    def adopt(
+        self, held: Held, state: EndpointState, reservation: Reservation, now_s: float
+    ) -> None:
+        """Count a lease that an earlier scheduler granted; its prompt is taken to be read."""
+        request, lease, cls = held.request, held.lease, state.cls
+        hold = None
+        if cls.limiter is not None:
+            hold = cls.limiter.hold(request.input_tokens, request.max_output_tokens)
+        kv = state.adopted(request)
+        cls.place(state, now_s)
+        granted_s = now_s - held.age_s
+        self._put(
+            Granted(
+                lease,
+                request.holder,
+                request.attempt,
+                state,
+                hold,
+                reservation,
+                granted_s,
+                granted_s + lease.expires_in_s,
+                state.running(now_s),
+                request.input_tokens,
+                (0.0, 0.0),
+                kv,
+                request.max_output_tokens,
+                None,
+            )
+        )
+
+    def knows(self, lease_id: str) -> bool:
+        """Whether a lease is open, or has expired here."""
+        return lease_id in self._open or lease_id in self._expired
 
     def held_for(self, request: LeaseRequest) -> Lease | None:
         """The open lease of this very attempt, for a request that was told twice."""
@@ -187,6 +225,8 @@ class LeaseBook:
             self.budgets.settle(granted.reservation, cost_usd)
             if cost_usd is None:
                 self._keep(settlement.lease_id, granted)
+        if self._journal is not None:
+            self._journal.settled(granted.lease, settlement)
         if cls.limiter is not None and granted.hold is not None:
             sent = settlement.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN, Outcome.OK)
             cls.limiter.settle(granted.hold, settlement.usage, sent=sent, now_s=now_s)
@@ -243,6 +283,8 @@ class LeaseBook:
         state = granted.state
         state.given_back(granted.kv)
         self.budgets.settle(granted.reservation, None if granted.lease.reserved_usd else ZERO)
+        if self._journal is not None and is_paid(granted.lease):
+            self._journal.ended(lease_id, Outcome.UNKNOWN, None)
         if state.cls.limiter is not None and granted.hold is not None:
             state.cls.limiter.settle(granted.hold, None, sent=True, now_s=now_s)
         state.circuit.on_nothing(granted.granted_s)
@@ -257,6 +299,12 @@ class LeaseBook:
             granted.lease.reserved_usd,
         )
 
+    def _put(self, granted: Granted) -> None:
+        lease = granted.lease
+        self._open[lease.lease_id] = granted
+        self._by_call[lease.call_id] = granted
+        heapq.heappush(self._expiries, (granted.expires_s, lease.lease_id))
+
     def _keep(self, lease_id: str, granted: Granted) -> None:
         self._expired[lease_id] = granted
         if len(self._expired) > _EXPIRED_KEPT:
@@ -269,6 +317,8 @@ class LeaseBook:
         elif settlement.cost_usd is not None:
             del self._expired[settlement.lease_id]
             self.budgets.settle(granted.reservation, settlement.cost_usd)
+            if self._journal is not None:
+                self._journal.settled(granted.lease, settlement)
             self._total(granted).add_cost(settlement.cost_usd)
 
     def _forget_call(self, granted: Granted) -> None:
@@ -277,7 +327,10 @@ class LeaseBook:
             del self._by_call[call_id]
 
     def _total(self, granted: Granted) -> Totals:
-        name = granted.state.spec.name
+        return self.total(granted.state.spec.name)
+
+    def total(self, name: str) -> Totals:
+        """What an endpoint has done."""
         totals = self.totals.get(name)
         if totals is None:
             totals = self.totals[name] = Totals()

@@ -96,12 +96,16 @@ class AccountLimits:
 
     __slots__ = ("cooled_until_s", "input_tokens", "name", "output_tokens", "requests")
 
-    def __init__(self, name: str, limits: Limits, now_s: float) -> None:
+    def __init__(self, name: str, limits: Limits, now_s: float, *, empty: bool = False) -> None:
         self.name = name
         self.requests = _bucket(limits.requests_per_minute, now_s)
         self.input_tokens = _bucket(limits.input_tokens_per_minute, now_s)
         self.output_tokens = _bucket(limits.output_tokens_per_minute, now_s)
         self.cooled_until_s = 0.0
+        if empty:
+            for bucket in (self.requests, self.input_tokens, self.output_tokens):
+                if bucket is not None:
+                    bucket.level = 0.0
 
     def wait_s(self, input_tokens: int, output_tokens: int, now_s: float) -> float:
         """Seconds until a call of this worst case may be sent; 0.0 now."""
