@@ -116,7 +116,12 @@ class LeaseBook:
         cls = state.cls
         hold = None
         if cls.limiter is not None:
-            hold = cls.limiter.hold(request.input_tokens, request.max_output_tokens)
+            hold = cls.limiter.hold(
+                request.input_tokens,
+                request.max_output_tokens,
+                now_s,
+                request.prefix[0] if request.prefix else None,
+            )
         queue = state.queue
         queue.drain(cls.predictor.ttft, now_s)
         ahead = queue.tokens, queue.pairs
@@ -170,7 +175,12 @@ class LeaseBook:
         request, lease, cls = held.request, held.lease, state.cls
         hold = None
         if cls.limiter is not None:
-            hold = cls.limiter.hold(request.input_tokens, request.max_output_tokens)
+            hold = cls.limiter.hold(
+                request.input_tokens,
+                request.max_output_tokens,
+                now_s,
+                request.prefix[0] if request.prefix else None,
+            )
         kv = state.adopted(request)
         cls.place(state, now_s)
         granted_s = now_s - held.age_s
@@ -231,7 +241,9 @@ class LeaseBook:
             sent = settlement.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN, Outcome.OK)
             cls.limiter.settle(granted.hold, settlement.usage, sent=sent, now_s=now_s)
             if settlement.limit_headers:
-                cls.limiter.correct(settlement.limit_headers, now_s)
+                age_s = settlement.timings.generation_s or 0.0
+                headers = settlement.limit_headers
+                cls.limiter.correct(headers, now_s, age_s=age_s, wall_s=wall_s)
         if settlement.unusable:
             self._take_out(state.spec.name, settlement.error_kind or "unusable", now_s)
         judge(state, granted.granted_s, settlement, now_s, wall_s)

@@ -17,7 +17,7 @@ from agentcloud.cluster.connect import endpoint_opener
 from agentcloud.cluster.contracts import LeaseRequest, Routing
 from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.inference import Inference
-from agentcloud.cluster.sandbox import Latency, Sandbox, SandboxConfig
+from agentcloud.cluster.sandbox import Answer, Call, Sandbox, SyntheticResponder
 from agentcloud.cluster.scheduler_actor import SchedulerActor
 from agentcloud.cluster.scheduler_client import SchedulerClient
 from agentcloud.cluster.scheduler_local import unused
@@ -31,6 +31,21 @@ NAME = "scheduler-killed"
 JOB = ("job:j",)
 PAID = Routing(budget=JOB)
 LOCAL = Routing(tier="tiny", budget=JOB)
+
+
+HOSTED = f"main/{HAIKU}"
+
+
+class Gate(SyntheticResponder):
+    """Answers that come when the test lets them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = asyncio.Event()
+
+    async def respond(self, call: Call) -> Answer:
+        await self.open.wait()
+        return await super().respond(call)
 
 
 def find() -> Any:
@@ -69,9 +84,9 @@ async def test_calls_go_on_and_budgets_are_exact_when_the_scheduler_is_killed(
     replica: RunningReplica, ended: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_ENV, CANARY)
-    slow = {"*": Latency(ttft_s=0.1, per_output_token_s=0.25)}
+    gate = Gate()
     url = f"sqlite:///{tmp_path / 'store.db'}"
-    async with Sandbox(SandboxConfig(latency=slow)) as sandbox:
+    async with Sandbox(responder=gate) as sandbox:
         local: dict[str, Any] = {"models": {"tiny": {"path": "x"}}}
         config = fleet(sandbox.url, store=url, fleet_budget_usd="1", **local)
         specs = [*hosted_specs(config), replica.spec]
@@ -89,11 +104,14 @@ async def test_calls_go_on_and_budgets_are_exact_when_the_scheduler_is_killed(
                 for _ in range(count)
             ]
 
+        gate.open.set()
         quick = await inference.create({**PARAMS, "max_tokens": 1}, PAID)
-        calls = start(12, PAID) + start(4, LOCAL, max_tokens=1500, temperature=0)
-        # A lease that the killed instance granted and that is used and settled after it.
-        odd = await client.acquire(LeaseRequest("odd", HAIKU, 100, 100, routing=PAID))
-        await seen(actor, lambda shown: shown["inflight"] == 17)
+        gate.open.clear()
+        calls = start(12, PAID)
+        # Local answers come when they come: one lease is held for certain.
+        locals_ = start(4, LOCAL, max_tokens=1500, temperature=0)
+        lent = await client.acquire(LeaseRequest("lent", "tiny", 100, 100, routing=LOCAL))
+        await seen(actor, lambda shown: shown["endpoints"][HOSTED]["inflight"] == 12)
         states = {state.scope: state for state in await actor.budgets.remote()}
         reserved = states["job:j"].reserved_usd
 
@@ -105,16 +123,19 @@ async def test_calls_go_on_and_budgets_are_exact_when_the_scheduler_is_killed(
         assert back["job:j"].spent_usd == back["fleet"].spent_usd == quick.agentcloud.cost_usd
         assert back["job:j"].reserved_usd == reserved
         await actor.register.remote(specs)
-        hosted = f"main/{HAIKU}"
-        await seen(actor, lambda shown: shown["endpoints"][hosted]["inflight"] == 16)
-        assert not calls[0].done(), "in the middle of calls"
+        await seen(actor, lambda shown: shown["endpoints"][HOSTED]["inflight"] == 15)
+        shown = await actor.snapshot.remote()
+        running = 1 + sum(not call.done() for call in locals_)
+        assert 1 <= shown["endpoints"][replica.name]["inflight"] <= running
 
+        gate.open.set()
+        calls += locals_
         messages = await asyncio.wait_for(asyncio.gather(*calls), 60)
         assert [message.agentcloud.attempts for message in messages] == [1] * 19
         await client.flush()
         shown = await actor.snapshot.remote()
-        assert (shown["inflight"], shown["waiting"]) == (1, 0), "`odd` is still open"
-        client.settle(unused(odd))
+        assert (shown["inflight"], shown["waiting"]) == (1, 0), "`lent` is still open"
+        client.settle(unused(lent))
         await client.flush()
         spent = sum((message.agentcloud.cost_usd for message in [quick, *messages]), Decimal(0))
         for state in await actor.budgets.remote():
