@@ -11,7 +11,7 @@ import heapq
 import random
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
@@ -88,6 +88,7 @@ class LeaseBook:
         self._by_call: dict[str, Granted] = {}
         self._expiries: list[tuple[float, str]] = []
         self._expired: OrderedDict[str, Granted] = OrderedDict()
+        self._spares: set[str] = set()
 
     def grant(
         self,
@@ -166,7 +167,21 @@ class LeaseBook:
         self._put(granted)
         if self._journal is not None:
             self._journal.granted(request, lease)
+        if request.spare:
+            self._spares.add(lease.lease_id)
         return lease
+
+    def bind(self, lease_id: str, request: LeaseRequest) -> Lease | None:
+        """A call took a lease that was granted in advance; None: it has ended."""
+        granted = self._open.get(lease_id)
+        if granted is None or lease_id not in self._spares:
+            return None
+        self._spares.discard(lease_id)
+        self._forget_call(granted)
+        granted.lease = replace(granted.lease, call_id=request.call_id)
+        granted.reservation = self.budgets.reserve(request.routing.budget, ZERO)
+        self._by_call[request.call_id] = granted
+        return granted.lease
 
     def adopt(
         self, held: Held, state: EndpointState, reservation: Reservation, now_s: float
@@ -249,6 +264,11 @@ class LeaseBook:
         judge(state, granted.granted_s, settlement, now_s, wall_s)
         if settlement.outcome is Outcome.OK and settlement.usage is not None:
             learn(granted, settlement, settlement.usage)
+        if settlement.lease_id in self._spares:
+            # Nobody took it: no call, so none was cancelled.
+            self._spares.discard(settlement.lease_id)
+            cls.place(state, now_s)
+            return granted
         totals = self._total(granted)
         totals.add(settlement, now_s, now_s - granted.granted_s)
         if settlement.outcome is Outcome.OK:
@@ -301,8 +321,11 @@ class LeaseBook:
             state.cls.limiter.settle(granted.hold, None, sent=True, now_s=now_s)
         state.circuit.on_nothing(granted.granted_s)
         state.cls.place(state, now_s)
-        self._keep(lease_id, granted)
-        self._total(granted).expired += 1
+        if lease_id in self._spares:
+            self._spares.discard(lease_id)
+        else:
+            self._keep(lease_id, granted)
+            self._total(granted).expired += 1
         return Expired(
             lease_id,
             granted.lease.call_id,

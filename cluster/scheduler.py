@@ -53,6 +53,9 @@ from agentcloud.cluster.weighing import Choice, explain
 #: An endpoint that is down for so long is given up: those that wait for nothing else are refused.
 DOWN_PATIENCE_S: Final = 600.0
 
+#: An endpoint with so much of its room taken gives no leases in advance.
+SPARE_ROOM: Final = 0.75
+
 
 class SchedulerCore:
     """Where every call runs: submit requests, poll decisions, settle leases.
@@ -284,12 +287,28 @@ class SchedulerCore:
         if len(self._waiters) > self.config.max_waiting:
             self._refuse(waiter, _full(self.config.max_waiting))
             return
-        if request.hedge:
+        if request.spare:
+            self._hedging.append(waiter)
+        elif request.hedge:
             if not self._hedges.has():
                 self._refuse(waiter, NoEndpoint("the share of calls that may be hedged is used up"))
                 return
             self._hedging.append(waiter)
         self._dispatcher.add(waiter)
+
+    def bind(self, lease_id: str, request: LeaseRequest) -> None:
+        """A call took a lease that was granted in advance."""
+        lease = self._leases.bind(lease_id, request)
+        if lease is not None:
+            self._quotas.first(lease.endpoint.name)
+            self._explained.granted(request, self._registry.target(request), lease)
+
+    def _may_spare(self, state: EndpointState | None) -> bool:
+        """Whether an endpoint gives a lease in advance: it is local, has room, and nobody waits."""
+        if state is None or not state.cls.is_local:
+            return False
+        waiting = len(self._waiters) - sum(not each.decided for each in self._hedging)
+        return not waiting and state.inflight < SPARE_ROOM * state.concurrency.limit
 
     def cancel(self, call_id: str) -> bool:
         """Forget a waiting request; False if it does not wait (its lease must be settled)."""
@@ -351,7 +370,8 @@ class SchedulerCore:
         for waiter in hedging:
             if not waiter.decided:
                 # Waiting its turn it would come too late, and hold up calls that have no answer.
-                self._refuse(waiter, NoEndpoint("no other endpoint is free for a second send"))
+                what = "a lease in advance" if waiter.request.spare else "a second send"
+                self._refuse(waiter, NoEndpoint(f"no other endpoint is free for {what}"))
         decisions, self._decisions = self._decisions, []
         return decisions
 
@@ -446,6 +466,9 @@ class SchedulerCore:
             worst = ZERO
         else:
             obstacle = self._budgets.obstacle(path, worst)
+        if request.spare and not self._may_spare(choice.state):
+            self._refuse(waiter, NoEndpoint("no room for a lease in advance"))
+            return True
         if request.hedge and (
             choice.best.name in request.avoid or not self._quotas.has(choice.best.name)
         ):
@@ -501,13 +524,14 @@ class SchedulerCore:
             self._dispatcher.fairness.served(waiter.group.flow, request.routing.priority, cost_s)
         if later:
             self._quotas.later(lease.endpoint.name)
-        elif request.attempt == 1:
+        elif request.attempt == 1 and not request.spare:
             self._quotas.first(lease.endpoint.name)
             if idempotent:
                 self._hedges.first()
         if request.hedge:
             self._hedges.take()
-        self._explained.granted(request, waiter.target, lease)
+        if not request.spare:
+            self._explained.granted(request, waiter.target, lease)
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
         if probes:
@@ -633,7 +657,7 @@ class SchedulerCore:
         self._refuse(waiter, error)
 
     def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
-        self._refused += 1
+        self._refused += not waiter.request.spare
         self._explained.refused(waiter.request, waiter.target, str(error))
         self._decided(waiter)
         self._decisions.append(Refused(waiter.request.call_id, waiter.request.holder, error))

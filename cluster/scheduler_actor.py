@@ -166,6 +166,8 @@ class Scheduler:
                 raise self._broken
             holder = self._holder(exchange.holder)
             core.adopt(exchange.held)
+            for bound in exchange.bound:
+                core.bind(bound.lease_id, bound.request)
             for settlement in exchange.settlements:
                 if (ended := core.settle(settlement)) is not None:
                     self._metrics.settled(ended, settlement)

@@ -32,6 +32,7 @@ from agentcloud.cluster.former import Held
 from agentcloud.cluster.journal import is_paid
 from agentcloud.cluster.scheduler_local import deliver, lease_of, unused
 from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
+from agentcloud.cluster.spares import KEEP_S, Bound, Spares
 
 #: Settlements alone wait so long for an acquire to travel with.
 SETTLE_LINGER_S: Final = 0.003
@@ -87,6 +88,8 @@ class SchedulerClient:
         self._to_settle: deque[Settlement] = deque()
         self._to_cancel: deque[str] = deque()
         self._warmed: deque[str] = deque()
+        self._spares = Spares(uuid.uuid4().hex[:12])
+        self._bound: deque[Bound] = deque()
         self._trips = 0
         self._held: dict[str, tuple[LeaseRequest, Lease, float]] = {}
         self._number = 0
@@ -97,6 +100,7 @@ class SchedulerClient:
         self._unwritten: deque[tuple[int, Settlement]] = deque()
         self._sent_s = 0.0
         self._linger: asyncio.TimerHandle | None = None
+        self._sweep: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         self._recovering: asyncio.Task[None] | None = None
@@ -109,11 +113,21 @@ class SchedulerClient:
             ConnectionFailed: the scheduler is gone and did not come back.
         """
         self._start()
-        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
         request = replace(request, holder=self.holder)
+        now_s = loop.time()
+        spare = self._spares.take(request, now_s) if self._recovering is None else None
+        if spare is not None:
+            self._held[spare.lease_id] = request, spare, now_s
+            self._bound.append(Bound(spare.lease_id, request))
+            self._to_ask.extend(self._spares.wanted(request, now_s))
+            self._linger_then_send()
+            return spare
+        future: asyncio.Future[Lease] = loop.create_future()
         self._futures[request.call_id] = future
         self._requests[request.call_id] = request
         self._to_ask.append(request)
+        self._to_ask.extend(self._spares.wanted(request, now_s))
         self._send()
         try:
             return await future
@@ -152,6 +166,8 @@ class SchedulerClient:
         """Tell what is settled, and leave: leases still open end at the scheduler."""
         if self._closed:
             return
+        for lease in self._spares.clear():
+            self._give_back(lease)
         if self._recovering is None:
             await self.flush()
         self._closed = True
@@ -196,7 +212,8 @@ class SchedulerClient:
             self._linger = None
         if self._recovering is not None or self._closed or self._trips >= MAX_TRIPS:
             return
-        if not (beat or self._to_ask or self._to_settle or self._to_cancel or self._warmed):
+        told = self._to_settle or self._to_cancel or self._warmed or self._bound
+        if not (beat or self._to_ask or told):
             return
         loop = asyncio.get_running_loop()
         early_s = self._sent_s + self._pace_s() - loop.time()
@@ -214,6 +231,7 @@ class SchedulerClient:
             _take(self._to_cancel),
             _take(self._warmed),
             self._still_held(),
+            _take(self._bound),
         )
         self._trips += 1
         self._spawn(self._trip(exchange))
@@ -247,6 +265,9 @@ class SchedulerClient:
             return False
         log.warning("the scheduler was restarted", held=len(self._held))
         self._tell_held = True
+        # The new instance knows nothing of spare leases; those in use are told as held.
+        self._spares.clear()
+        self._bound.clear()
         self._to_settle.extendleft(settlement for _, settlement in reversed(self._unwritten))
         self._unwritten.clear()
         return True
@@ -281,6 +302,11 @@ class SchedulerClient:
 
     def _take_in(self, decisions: list[Decision]) -> None:
         for decision in decisions:
+            lease_in_advance = decision.lease if isinstance(decision, Granted) else None
+            now_s = asyncio.get_running_loop().time()
+            if self._spares.decided(decision.call_id, lease_in_advance, now_s):
+                self._give_back_stale()
+                continue
             # Its caller may not have woken yet when everything undecided is asked again.
             request = self._requests.pop(decision.call_id, None)
             delivered = deliver(self._futures, decision)
@@ -298,6 +324,17 @@ class SchedulerClient:
         """A grant for a caller that has left: it was never sent, so it cost nothing."""
         self._to_settle.append(unused(lease))
         self._linger_then_send()
+
+    def _give_back_stale(self) -> None:
+        """Give back spare leases that nobody used, and look again while there are any."""
+        loop = asyncio.get_running_loop()
+        for lease in self._spares.stale(loop.time()):
+            self._give_back(lease)
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        if len(self._spares) and not self._closed:
+            self._sweep = loop.call_later(KEEP_S / 4, self._give_back_stale)
 
     # -- staying connected
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 from agentcloud.cluster.contracts import LeaseRequest, Settlement
 from agentcloud.cluster.decisions import Decision
 from agentcloud.cluster.former import Held
+from agentcloud.cluster.spares import Bound
 
 _Message = TypeVar("_Message")
 
@@ -19,6 +20,7 @@ class Exchange:
 
     Attributes:
         number: counts this process's exchanges.
+        bound: calls that took a lease granted in advance.
         held: after a restart of the scheduler: the leases that the process still has.
     """
 
@@ -29,6 +31,7 @@ class Exchange:
     cancels: list[str] = field(default_factory=list)
     warmed: list[str] = field(default_factory=list)
     held: list[Held] = field(default_factory=list)
+    bound: list[Bound] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
