@@ -137,9 +137,8 @@ async def test_calls_go_on_and_budgets_are_exact_when_the_scheduler_is_killed(
         assert (shown["inflight"], shown["waiting"]) == (1, 0), "`lent` is still open"
         client.settle(unused(lent))
         await client.flush()
-        spent = sum(
-            (message.agentcloud.cost_usd for message in [quick, *messages[:15]]), Decimal(0)
-        )
+        paid = [quick, *messages[:15]]
+        spent = sum((message.agentcloud.cost_usd or Decimal(0) for message in paid), Decimal(0))
         for state in await actor.budgets.remote():
             assert (state.spent_usd, state.reserved_usd, state.unknown_usd) == (spent, 0, 0), state
         shown = await actor.snapshot.remote()
