@@ -176,9 +176,6 @@ def test_a_model_that_becomes_slow_raises_one_alarm_everywhere(watched: Watched)
     assert (ended["id"], ended["how_it_ended"]) == (alarm["id"], "back to normal")
     (watched.folder / "stop").touch()
     assert watched.job.wait().done == 16
-    assert wait_until(lambda: watched.windows("invalid_rate") > 0, 10)
-    told = {(row["endpoint"], row["measure"]) for row in watched.report()["baselines"]}
-    assert {(ENDPOINT, "cost_per_task_usd"), ("*", "cost_per_task_usd")} < told
     lines = [
         line
         for path in watched.logs.glob("worker-*.err")
