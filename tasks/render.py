@@ -24,7 +24,7 @@ RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 5.0
 
 #: Width of tables that go into a file or a pipe, characters.
-FILE_WIDTH = 140
+FILE_WIDTH = 180
 
 _STYLES = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "yellow"}
 

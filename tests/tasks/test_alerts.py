@@ -28,7 +28,8 @@ from tests.conftest import wait_until
 from tests.tasks.cluster import Outcome, cli
 
 MODEL = "claude-haiku-5-5"
-ENDPOINT = f"sandbox/{MODEL}"
+# Another account than of other tests, whose metrics the same Ray exports.
+ENDPOINT = f"watched/{MODEL}"
 KIND = "agent:steady"
 AGENT = '''
 from pathlib import Path
@@ -90,9 +91,9 @@ def watched(ray_cluster: None, tmp_path: Path) -> Iterator[Watched]:
         fleet_yaml = parse_fleet(
             {
                 "accounts": {
-                    "sandbox": {"base_url": sandbox.url, "api_key_file": str(tmp_path / "key")}
+                    "watched": {"base_url": sandbox.url, "api_key_file": str(tmp_path / "key")}
                 },
-                "hosted": {MODEL: {"account": "sandbox", "tier": "large"}},
+                "hosted": {MODEL: {"account": "watched", "tier": "large"}},
                 "alarms": {
                     "window_calls": 10,
                     "window_s": 0.1,
@@ -155,7 +156,7 @@ def test_a_model_that_becomes_slow_raises_one_alarm_everywhere(watched: Watched)
     assert wait_until(lambda: bool(watched.hook.bodies), 20)
     body = watched.hook.bodies[0]
     assert (body["event"], body["alarm"]["id"]) == ("raised", alarm["id"])
-    assert "ttft_s of sandbox/claude-haiku-5-5 and agent:steady is" in body["text"]
+    assert "ttft_s of watched/claude-haiku-5-5 and agent:steady is" in body["text"]
     (target,) = metrics_targets()
     tags = {"endpoint": ENDPOINT, "agent": KIND, "measure": "ttft_s"}
 
