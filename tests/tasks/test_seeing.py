@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +244,12 @@ def _prometheus(folder: Path, session_dir: Path) -> Iterator[str]:
 def _answer(url: str, expr: str) -> list[float]:
     """The numbers that Prometheus gives for an expression, none while it is starting."""
     try:
-        told = requests.get(f"{url}/api/v1/query", params={"query": expr}, timeout=10).json()
+        answer = requests.get(f"{url}/api/v1/query", params={"query": expr}, timeout=10)
     except requests.ConnectionError:
         return []
+    if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:  # it listens before it is ready
+        return []
+    told = answer.json()
     assert told.get("status") == "success", told
     values = [float(row["value"][1]) for row in told["data"]["result"]]
     return [value for value in values if not math.isnan(value)]
