@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Protocol
 
+from agentcloud.cluster.buckets import TokenBucket
 from agentcloud.cluster.contracts import TokenUsage
-from agentcloud.cluster.limits import TokenBucket
 from bench.sim_replica import Replica, Speed
 from bench.sim_traces import BLOCK_TOKENS, Arrival
 

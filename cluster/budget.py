@@ -88,9 +88,22 @@ class BudgetTree:
     tasks without a budget of their own cost nothing.
     """
 
-    def __init__(self, fleet_limit_usd: Decimal | None = None) -> None:
+    def __init__(
+        self, fleet_limit_usd: Decimal | None = None, touched: set[Path] | None = None
+    ) -> None:
+        """Nothing is spent.
+
+        Args:
+            fleet_limit_usd: cap of the root; None: none.
+            touched: where the paths of budgets that change are noted, reservations aside.
+        """
         self.root = BudgetNode((), fleet_limit_usd)
         self._nodes: dict[Path, BudgetNode] = {(): self.root}
+        self._touched = touched
+
+    def get(self, path: Path) -> BudgetNode | None:
+        """An open budget; None where there is none."""
+        return self._nodes.get(path)
 
     def open(self, path: Path, limit_usd: Decimal | None) -> None:
         """Create a budget, or change the cap of an open one; what it has spent stays."""
@@ -99,6 +112,8 @@ class BudgetTree:
             self._nodes[path] = BudgetNode(path, limit_usd)
         else:
             node.limit_usd = limit_usd
+        if self._touched is not None:
+            self._touched.add(path)
 
     def close(self, path: Path) -> None:
         """Forget a budget and all below it; what they spent stays charged above.
@@ -110,6 +125,8 @@ class BudgetTree:
         depth = len(path)
         for known in [known for known in self._nodes if known[:depth] == path]:
             del self._nodes[known]
+            if self._touched is not None:
+                self._touched.add(known)
 
     def nodes(self, path: Path) -> tuple[BudgetNode, ...]:
         """The open budgets along a path, the fleet's first."""
@@ -168,6 +185,7 @@ class BudgetTree:
                 for node in reservation.nodes:
                     node.unknown_usd -= amount
                     node.spent_usd += cost_usd
+                self._touch(reservation)
             return
         reservation.settled = True
         reservation.unknown = cost_usd is None
@@ -179,6 +197,39 @@ class BudgetTree:
                 node.unknown_usd += amount
             else:
                 node.spent_usd += cost_usd
+        self._touch(reservation)
+
+    def restore(
+        self, path: Path, limit_usd: Decimal | None, spent_usd: Decimal, unknown_usd: Decimal
+    ) -> None:
+        """Take a budget as an earlier tree left it."""
+        node = self._nodes.get(path)
+        if node is None:
+            node = self._nodes[path] = BudgetNode(path, limit_usd)
+        node.limit_usd, node.spent_usd, node.unknown_usd = limit_usd, spent_usd, unknown_usd
+
+    def restore_reservation(
+        self, path: Path, amount_usd: Decimal, *, unknown: bool = False
+    ) -> Reservation:
+        """Hold again what an earlier tree held, whatever the caps say now.
+
+        Args:
+            path: where it was reserved.
+            amount_usd: how much.
+            unknown: it was settled as unknown, and is part of what `restore` was told.
+        """
+        nodes = self.nodes(path)
+        if unknown:
+            # A budget that was closed and opened again since then knows nothing of it.
+            nodes = tuple(node for node in nodes if node.unknown_usd >= amount_usd)
+        else:
+            for node in nodes:
+                node.reserved_usd += amount_usd
+        return Reservation(amount_usd, nodes, settled=unknown, unknown=unknown)
+
+    def _touch(self, reservation: Reservation) -> None:
+        if self._touched is not None:
+            self._touched.update(node.path for node in reservation.nodes)
 
     def states(self) -> list[BudgetState]:
         """All open budgets, the fleet's first."""

@@ -411,6 +411,8 @@ class FleetConfig(_Section):
         cache_marks: hosted calls get `cache_control` marks where their prompts begin alike and
             that pays (cache_marks.py); a caller's own marks stay.
         alarms: when a change for the worse raises an alarm.
+        store: database of budgets and paid leases, as SQLAlchemy's URL; null: a file of SQLite in
+            the state folder of the machine that the scheduler runs on (the cluster's head).
         lease_timeout_s: an unsettled lease expires after its send's timeout plus this.
         usd_per_hour_waited: what an hour of one call's time is worth, USD: the rate at which a
             choice without a deadline trades waiting against paying. `cost` takes a twentieth of
@@ -434,6 +436,7 @@ class FleetConfig(_Section):
     scaling: Scaling = Scaling()
     cache_marks: bool = True
     alarms: Alarming = Alarming()
+    store: str | None = None
     lease_timeout_s: PositiveFloat = 30.0
     usd_per_hour_waited: Usd = Decimal(1)
     weights: dict[str, PositiveFloat] = {}
@@ -466,6 +469,12 @@ class FleetConfig(_Section):
 
 HostedModel.model_rebuild()
 FleetConfig.model_rebuild()
+
+
+def state_dir() -> Path:
+    """This user's folder for what outlives a process: `$XDG_STATE_HOME/agentcloud`."""
+    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(root).expanduser() / "agentcloud"
 
 
 def load_fleet(path: Path) -> FleetConfig:

@@ -188,6 +188,8 @@ class LeaseRequest:
             time to the last.
         paced: a later send that is not charged to the retry quota, see `retry.is_paced`.
         hedge: a second send beside the first: granted at once and on none of `avoid`, or refused.
+        spare: for a call that may come (spares.py): granted at once by a local endpoint with room
+            to spare, or refused.
         prefix: hashes of the prompt's chunks, each over everything before it (prefix.py).
         prefix_tokens: tokens up to the end of each chunk.
     """
@@ -205,6 +207,7 @@ class LeaseRequest:
     paced: bool = False
     stream: bool = False
     hedge: bool = False
+    spare: bool = False
     prefix: tuple[int, ...] = ()
     prefix_tokens: tuple[int, ...] = ()
 

@@ -11,12 +11,14 @@ import heapq
 import random
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Final
 
 from agentcloud.cluster.budget import ZERO, BudgetTree, Reservation
 from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement, Why
+from agentcloud.cluster.former import Held
+from agentcloud.cluster.journal import Journal, is_paid
 from agentcloud.cluster.limits import Hold
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.standing import Totals
@@ -72,8 +74,10 @@ class LeaseBook:
         budgets: BudgetTree,
         rng: random.Random,
         take_out: Callable[[str, str, float], None],
+        journal: Journal | None = None,
     ) -> None:
         self.budgets = budgets
+        self._journal = journal
         self._take_out = take_out
         self.totals: dict[str, Totals] = {}
         self.stale_settlements = 0
@@ -84,6 +88,7 @@ class LeaseBook:
         self._by_call: dict[str, Granted] = {}
         self._expiries: list[tuple[float, str]] = []
         self._expired: OrderedDict[str, Granted] = OrderedDict()
+        self._spares: set[str] = set()
 
     def grant(
         self,
@@ -112,7 +117,12 @@ class LeaseBook:
         cls = state.cls
         hold = None
         if cls.limiter is not None:
-            hold = cls.limiter.hold(request.input_tokens, request.max_output_tokens)
+            hold = cls.limiter.hold(
+                request.input_tokens,
+                request.max_output_tokens,
+                now_s,
+                request.prefix[0] if request.prefix else None,
+            )
         queue = state.queue
         queue.drain(cls.predictor.ttft, now_s)
         ahead = queue.tokens, queue.pairs
@@ -154,10 +164,63 @@ class LeaseBook:
             estimate.per_token_s if estimate.known else None,
             request.routing.kind,
         )
-        self._open[lease.lease_id] = granted
-        self._by_call[request.call_id] = granted
-        heapq.heappush(self._expiries, (granted.expires_s, lease.lease_id))
+        self._put(granted)
+        if self._journal is not None:
+            self._journal.granted(request, lease)
+        if request.spare:
+            self._spares.add(lease.lease_id)
         return lease
+
+    def bind(self, lease_id: str, request: LeaseRequest) -> Lease | None:
+        """A call took a lease that was granted in advance; None: it has ended."""
+        granted = self._open.get(lease_id)
+        if granted is None or lease_id not in self._spares:
+            return None
+        self._spares.discard(lease_id)
+        self._forget_call(granted)
+        granted.lease = replace(granted.lease, call_id=request.call_id)
+        granted.reservation = self.budgets.reserve(request.routing.budget, ZERO)
+        self._by_call[request.call_id] = granted
+        return granted.lease
+
+    def adopt(
+        self, held: Held, state: EndpointState, reservation: Reservation, now_s: float
+    ) -> None:
+        """Count a lease that an earlier scheduler granted; its prompt is taken to be read."""
+        request, lease, cls = held.request, held.lease, state.cls
+        hold = None
+        if cls.limiter is not None:
+            hold = cls.limiter.hold(
+                request.input_tokens,
+                request.max_output_tokens,
+                now_s,
+                request.prefix[0] if request.prefix else None,
+            )
+        kv = state.adopted(request)
+        cls.place(state, now_s)
+        granted_s = now_s - held.age_s
+        self._put(
+            Granted(
+                lease,
+                request.holder,
+                request.attempt,
+                state,
+                hold,
+                reservation,
+                granted_s,
+                granted_s + lease.expires_in_s,
+                state.running(now_s),
+                request.input_tokens,
+                (0.0, 0.0),
+                kv,
+                request.max_output_tokens,
+                None,
+            )
+        )
+
+    def knows(self, lease_id: str) -> bool:
+        """Whether a lease is open, or has expired here."""
+        return lease_id in self._open or lease_id in self._expired
 
     def held_for(self, request: LeaseRequest) -> Lease | None:
         """The open lease of this very attempt, for a request that was told twice."""
@@ -187,16 +250,25 @@ class LeaseBook:
             self.budgets.settle(granted.reservation, cost_usd)
             if cost_usd is None:
                 self._keep(settlement.lease_id, granted)
+        if self._journal is not None:
+            self._journal.settled(granted.lease, settlement)
         if cls.limiter is not None and granted.hold is not None:
             sent = settlement.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN, Outcome.OK)
             cls.limiter.settle(granted.hold, settlement.usage, sent=sent, now_s=now_s)
             if settlement.limit_headers:
-                cls.limiter.correct(settlement.limit_headers, now_s)
+                age_s = settlement.timings.generation_s or 0.0
+                headers = settlement.limit_headers
+                cls.limiter.correct(headers, now_s, age_s=age_s, wall_s=wall_s)
         if settlement.unusable:
             self._take_out(state.spec.name, settlement.error_kind or "unusable", now_s)
         judge(state, granted.granted_s, settlement, now_s, wall_s)
         if settlement.outcome is Outcome.OK and settlement.usage is not None:
             learn(granted, settlement, settlement.usage)
+        if settlement.lease_id in self._spares:
+            # Nobody took it: no call, so none was cancelled.
+            self._spares.discard(settlement.lease_id)
+            cls.place(state, now_s)
+            return granted
         totals = self._total(granted)
         totals.add(settlement, now_s, now_s - granted.granted_s)
         if settlement.outcome is Outcome.OK:
@@ -243,12 +315,17 @@ class LeaseBook:
         state = granted.state
         state.given_back(granted.kv)
         self.budgets.settle(granted.reservation, None if granted.lease.reserved_usd else ZERO)
+        if self._journal is not None and is_paid(granted.lease):
+            self._journal.ended(lease_id, Outcome.UNKNOWN, None)
         if state.cls.limiter is not None and granted.hold is not None:
             state.cls.limiter.settle(granted.hold, None, sent=True, now_s=now_s)
         state.circuit.on_nothing(granted.granted_s)
         state.cls.place(state, now_s)
-        self._keep(lease_id, granted)
-        self._total(granted).expired += 1
+        if lease_id in self._spares:
+            self._spares.discard(lease_id)
+        else:
+            self._keep(lease_id, granted)
+            self._total(granted).expired += 1
         return Expired(
             lease_id,
             granted.lease.call_id,
@@ -256,6 +333,12 @@ class LeaseBook:
             granted.holder,
             granted.lease.reserved_usd,
         )
+
+    def _put(self, granted: Granted) -> None:
+        lease = granted.lease
+        self._open[lease.lease_id] = granted
+        self._by_call[lease.call_id] = granted
+        heapq.heappush(self._expiries, (granted.expires_s, lease.lease_id))
 
     def _keep(self, lease_id: str, granted: Granted) -> None:
         self._expired[lease_id] = granted
@@ -269,6 +352,8 @@ class LeaseBook:
         elif settlement.cost_usd is not None:
             del self._expired[settlement.lease_id]
             self.budgets.settle(granted.reservation, settlement.cost_usd)
+            if self._journal is not None:
+                self._journal.settled(granted.lease, settlement)
             self._total(granted).add_cost(settlement.cost_usd)
 
     def _forget_call(self, granted: Granted) -> None:
@@ -277,7 +362,10 @@ class LeaseBook:
             del self._by_call[call_id]
 
     def _total(self, granted: Granted) -> Totals:
-        name = granted.state.spec.name
+        return self.total(granted.state.spec.name)
+
+    def total(self, name: str) -> Totals:
+        """What an endpoint has done."""
         totals = self.totals.get(name)
         if totals is None:
             totals = self.totals[name] = Totals()

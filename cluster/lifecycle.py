@@ -98,7 +98,7 @@ def up(
         name=FLEET_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0
     ).remote(config, where)
     try:
-        ray.get(scheduler.ping.remote(), timeout=60)
+        _ping(scheduler)
         if batcher is not None:
             try:
                 ray.get(batcher.snapshot.remote(), timeout=60)
@@ -189,6 +189,13 @@ def _wait(
         if time.monotonic() > deadline_s:
             raise ConfigError(f"not ready after {timeout_s:.0f} s: {line}")
         time.sleep(0.2)
+
+
+def _ping(scheduler: Any) -> None:
+    try:
+        ray.get(scheduler.ping.remote(), timeout=60)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # Without the remote traceback: its store cannot be used.
 
 
 def _actor(name: str) -> Any | None:

@@ -11,105 +11,58 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from agentcloud.cluster.buckets import MINUTE_S, TokenBucket
 from agentcloud.cluster.config import Limits
 from agentcloud.cluster.contracts import TokenUsage
+from agentcloud.cluster.usual import UsualUse
 
-MINUTE_S: Final = 60.0
 #: Rest after a 429 that names neither `retry-after` nor a reset.
 DEFAULT_COOLDOWN_S: Final = 1.0
-#: Rounding slack of float arithmetic, far below one token.
-_EPSILON: Final = 1e-6
 _PREFIX: Final = "anthropic-ratelimit-"
-
-
-class TokenBucket:
-    """What may be used per minute, refilling continuously; `level` may go below zero.
-
-    Caveat: a server may forbid bursts that its minute's limit allows; its 429 then teaches us.
-    """
-
-    __slots__ = ("held", "level", "per_minute", "updated_s")
-
-    def __init__(self, per_minute: float, now_s: float) -> None:
-        self.per_minute = float(per_minute)
-        self.level = self.per_minute
-        self.held = 0.0
-        self.updated_s = now_s
-
-    def refill(self, now_s: float) -> None:
-        """Bring the level up to now."""
-        passed_s = now_s - self.updated_s
-        if passed_s > 0:
-            level = self.level + passed_s * self.per_minute / MINUTE_S
-            self.level = level if level < self.per_minute else self.per_minute
-            self.updated_s = now_s
-
-    def clamp(self, amount: float) -> float:
-        """What is really held for `amount`: a call larger than the bucket takes all of it."""
-        return amount if amount < self.per_minute else self.per_minute
-
-    def wait_s(self, amount: float, now_s: float) -> float:
-        """Seconds until `amount` is there; 0.0 now."""
-        self.refill(now_s)
-        missing = self.clamp(amount) - self.level
-        return missing * MINUTE_S / self.per_minute if missing > _EPSILON else 0.0
-
-    def hold(self, amount: float) -> float:
-        """Take the worst case until the truth is told; returns what was taken."""
-        amount = self.clamp(amount)
-        self.level -= amount
-        self.held += amount
-        return amount
-
-    def settle(self, held: float, used: float) -> None:
-        """Replace what was held by what was used."""
-        self.held = max(0.0, self.held - held)
-        self.level = min(self.per_minute, self.level + held - used)
-
-    def correct(self, limit: float | None, remaining: float | None, now_s: float) -> None:
-        """Believe the server, less what is in flight: it may not have counted that yet."""
-        self.refill(now_s)
-        if limit is not None and limit > 0:
-            self.per_minute = limit
-        if remaining is not None:
-            self.level = remaining - self.held
-        self.level = min(self.level, self.per_minute)
-
-    def __repr__(self) -> str:
-        return f"<TokenBucket {self.level:.0f}/{self.per_minute:.0f} held={self.held:.0f}>"
 
 
 @dataclass(slots=True)
 class Hold:
-    """What one lease holds at its account."""
+    """What one lease holds at its account, and what it was held for."""
 
     requests: float = 0.0
     input_tokens: float = 0.0
     output_tokens: float = 0.0
+    granted_s: float = 0.0
+    estimated_tokens: float = 0.0
+    max_output_tokens: float = 0.0
+    prefix: int | None = None
 
 
 class AccountLimits:
     """Requests, input and output tokens per minute of one account and model family.
 
-    Unset limits are unlimited until a response tells them. Cache reads are not counted.
+    Unset limits are unlimited until a response tells them. Cache reads are not counted. A call is
+    let through when its whole prompt and its usual output are there.
     """
 
-    __slots__ = ("cooled_until_s", "input_tokens", "name", "output_tokens", "requests")
+    __slots__ = ("cooled_until_s", "input_tokens", "name", "output_tokens", "requests", "usual")
 
-    def __init__(self, name: str, limits: Limits, now_s: float) -> None:
+    def __init__(self, name: str, limits: Limits, now_s: float, *, empty: bool = False) -> None:
+        """Start with full buckets, or with empty ones where others may have used them."""
         self.name = name
         self.requests = _bucket(limits.requests_per_minute, now_s)
         self.input_tokens = _bucket(limits.input_tokens_per_minute, now_s)
         self.output_tokens = _bucket(limits.output_tokens_per_minute, now_s)
+        self.usual = UsualUse()
         self.cooled_until_s = 0.0
+        if empty:
+            for bucket in (self.requests, self.input_tokens, self.output_tokens):
+                if bucket is not None:
+                    bucket.level = 0.0
 
     def wait_s(self, input_tokens: int, output_tokens: int, now_s: float) -> float:
-        """Seconds until a call of this worst case may be sent; 0.0 now."""
+        """Seconds until a call of these sizes may be sent; 0.0 now."""
         wait_s = max(0.0, self.cooled_until_s - now_s)
         for bucket, amount in (
             (self.requests, 1.0),
             (self.input_tokens, float(input_tokens)),
-            (self.output_tokens, float(output_tokens)),
+            (self.output_tokens, self.usual.output_tokens(output_tokens)),
         ):
             if bucket is not None:
                 wait_s = max(wait_s, bucket.wait_s(amount, now_s))
@@ -127,12 +80,34 @@ class AccountLimits:
                 period_s = max(period_s, amount * MINUTE_S / bucket.per_minute)
         return period_s
 
-    def hold(self, input_tokens: int, output_tokens: int) -> Hold:
-        """Hold the worst case of a call; `wait_s` must have said 0.0."""
+    def hold(
+        self,
+        input_tokens: int,
+        output_tokens: int,
+        now_s: float = 0.0,
+        prefix: int | None = None,
+    ) -> Hold:
+        """Hold what a call will use; `wait_s` must have said 0.0.
+
+        Args:
+            input_tokens: its whole prompt, estimated.
+            output_tokens: its `max_tokens`.
+            now_s: seconds of the clock.
+            prefix: hash of the prompt's first chunk; None: it is short.
+        """
+        requests, inputs, outputs = self.requests, self.input_tokens, self.output_tokens
+        for bucket in (requests, inputs, outputs):
+            if bucket is not None:
+                bucket.refill(now_s)
+        usual = self.usual
         return Hold(
-            self.requests.hold(1.0) if self.requests else 0.0,
-            self.input_tokens.hold(float(input_tokens)) if self.input_tokens else 0.0,
-            self.output_tokens.hold(float(output_tokens)) if self.output_tokens else 0.0,
+            requests.hold(1.0) if requests else 0.0,
+            inputs.hold(usual.input_tokens(input_tokens, prefix, now_s)) if inputs else 0.0,
+            outputs.hold(usual.output_tokens(output_tokens)) if outputs else 0.0,
+            now_s,
+            input_tokens,
+            output_tokens,
+            prefix,
         )
 
     def settle(self, hold: Hold, usage: TokenUsage | None, *, sent: bool, now_s: float) -> None:
@@ -147,8 +122,18 @@ class AccountLimits:
         if usage is not None:
             used_in = float(usage.input_tokens + usage.cache_write_tokens)
             used_out = float(usage.output_tokens)
+            if usage.output_tokens:
+                self.usual.learn(
+                    max_output_tokens=hold.max_output_tokens,
+                    output_tokens=used_out,
+                    estimated_tokens=hold.estimated_tokens,
+                    counted_tokens=used_in,
+                    cached_tokens=usage.cache_read_tokens,
+                    prefix=hold.prefix,
+                    now_s=now_s,
+                )
         elif sent:
-            used_in, used_out = hold.input_tokens, hold.output_tokens
+            used_in, used_out = hold.estimated_tokens, hold.max_output_tokens
         else:
             used_in = used_out = 0.0
         for bucket, held, used in (
@@ -159,16 +144,47 @@ class AccountLimits:
             if bucket is not None:
                 bucket.refill(now_s)
                 # A bucket that a response created after the hold was taken holds nothing of it.
-                bucket.settle(held, used if held else 0.0)
+                bucket.settle(held, used if held else 0.0, hold.granted_s)
 
-    def correct(self, headers: Mapping[str, str], now_s: float) -> None:
-        """Believe a response's `anthropic-ratelimit-*` headers (lower case).
+    def correct(
+        self,
+        headers: Mapping[str, str],
+        now_s: float,
+        *,
+        age_s: float = 0.0,
+        wall_s: float | None = None,
+    ) -> None:
+        """Let a response's `anthropic-ratelimit-*` headers (lower case) bound what is left.
 
         The combined `tokens` limit repeats the tightest of the others and is not kept apart.
+
+        Args:
+            headers: of the response.
+            now_s: seconds of the clock.
+            age_s: seconds since they were sent: a stream's come with its first token.
+            wall_s: now, seconds since 1970, to read the resets' dates by; None: unknown.
         """
-        self.requests = _corrected(self.requests, headers, "requests", now_s)
-        self.input_tokens = _corrected(self.input_tokens, headers, "input-tokens", now_s)
-        self.output_tokens = _corrected(self.output_tokens, headers, "output-tokens", now_s)
+        sent_wall_s = None if wall_s is None else wall_s - age_s
+
+        def corrected(bucket: TokenBucket | None, name: str, late_s: float) -> TokenBucket | None:
+            limit = _number(headers, name, "limit")
+            if bucket is None:
+                if limit is None or limit <= 0:
+                    return None
+                bucket = TokenBucket(limit, now_s)
+            remaining = _number(headers, name, "remaining")
+            full_in_s = _reset_in_s(headers, name, sent_wall_s)
+            bucket.correct(
+                *(limit, remaining, now_s),
+                seen_s=now_s - age_s,
+                full_in_s=full_in_s,
+                late_s=late_s,
+            )
+            return bucket
+
+        self.requests = corrected(self.requests, "requests", 0.0)
+        self.input_tokens = corrected(self.input_tokens, "input-tokens", 0.0)
+        self.output_tokens = corrected(self.output_tokens, "output-tokens", MINUTE_S)
 
     def cool(self, until_s: float) -> None:
         """Send nothing before `until_s`; a later, shorter cooldown never shortens it."""
@@ -247,14 +263,12 @@ def cooldown_s(
     """
     if retry_after_s is not None:
         return max(0.0, retry_after_s)
-    resets = []
-    for name in ("requests", "input-tokens", "output-tokens", "tokens"):
-        reset = headers.get(f"{_PREFIX}{name}-reset")
-        if wall_s is not None and reset and _number(headers, name, "remaining") == 0:
-            try:
-                resets.append(datetime.fromisoformat(reset).timestamp() - wall_s)
-            except ValueError:
-                continue  # Not RFC 3339: the default cooldown applies.
+    resets = [
+        reset_s
+        for name in ("requests", "input-tokens", "output-tokens", "tokens")
+        if _number(headers, name, "remaining") == 0
+        and (reset_s := _reset_in_s(headers, name, wall_s)) is not None
+    ]
     if resets:
         return min(MINUTE_S, max(DEFAULT_COOLDOWN_S, *resets))
     return DEFAULT_COOLDOWN_S
@@ -271,13 +285,11 @@ def _number(headers: Mapping[str, str], name: str, what: str) -> float | None:
         return None
 
 
-def _corrected(
-    bucket: TokenBucket | None, headers: Mapping[str, str], name: str, now_s: float
-) -> TokenBucket | None:
-    limit = _number(headers, name, "limit")
-    if bucket is None:
-        if limit is None or limit <= 0:
-            return None
-        bucket = TokenBucket(limit, now_s)
-    bucket.correct(limit, _number(headers, name, "remaining"), now_s)
-    return bucket
+def _reset_in_s(headers: Mapping[str, str], name: str, wall_s: float | None) -> float | None:
+    reset = headers.get(f"{_PREFIX}{name}-reset")
+    if wall_s is None or not reset:
+        return None
+    try:
+        return datetime.fromisoformat(reset).timestamp() - wall_s
+    except ValueError:
+        return None  # Not RFC 3339.

@@ -143,6 +143,13 @@ class EndpointState:
         self.kv_held += kv
         return kv
 
+    def adopted(self, request: LeaseRequest) -> float:
+        """A call that has been under way here is counted; as `taken`, its prompt being read."""
+        self.inflight += 1
+        kv = request.input_tokens + self.cls.predictor.output_tokens(request.max_output_tokens)
+        self.kv_held += kv
+        return kv
+
     def given_back(self, kv: float) -> None:
         """A call ended here."""
         self.inflight -= 1

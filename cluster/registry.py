@@ -46,6 +46,8 @@ class Registry:
         self.limiters: dict[str, AccountLimits] = {}
         #: Raised by every change after which waiting groups must be formed anew.
         self.version = 0
+        #: Whether limits are taken to be used up at first: somebody has sent calls before us.
+        self.limits_start_empty = False
         self._expected: dict[str, EndpointClass] = {}
         self._pins: set[str] = set()
         self._sizes: tuple[list[int], list[int]] = ([], [])
@@ -258,7 +260,7 @@ class Registry:
             account = self.config.accounts.get(spec.account)
             limits = account.limits if account is not None else {}
             chosen = limits.get(family) or limits.get("*") or Limits()
-            self.limiters[name] = AccountLimits(name, chosen, now_s)
+            self.limiters[name] = AccountLimits(name, chosen, now_s, empty=self.limits_start_empty)
         return self.limiters[name]
 
     def __repr__(self) -> str:

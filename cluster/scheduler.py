@@ -32,7 +32,9 @@ from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, QueueFull, RetriesSpent
 from agentcloud.cluster.explain import ExplainBook
 from agentcloud.cluster.fallback import Fallbacks
+from agentcloud.cluster.former import FormerLeases, Held
 from agentcloud.cluster.hedging import Hedges
+from agentcloud.cluster.journal import Batch, Journal, Saved
 from agentcloud.cluster.lateness import Lateness
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
@@ -51,6 +53,9 @@ from agentcloud.cluster.weighing import Choice, explain
 #: An endpoint that is down for so long is given up: those that wait for nothing else are refused.
 DOWN_PATIENCE_S: Final = 600.0
 
+#: An endpoint with so much of its room taken gives no leases in advance.
+SPARE_ROOM: Final = 0.75
+
 
 class SchedulerCore:
     """Where every call runs: submit requests, poll decisions, settle leases.
@@ -68,6 +73,7 @@ class SchedulerCore:
         clock: Clock,
         rng: random.Random,
         wall: Callable[[], float] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """Start with no endpoints.
 
@@ -77,12 +83,15 @@ class SchedulerCore:
             clock: only `now` is used.
             rng: names this scheduler's leases apart from those of one before it.
             wall: seconds since 1970, to read the dates of limit headers; None: they are ignored.
+            journal: notes what is to be on disk, for `recorded`; None: nothing is.
         """
         self._clock = clock
         self._wall = wall
         self._registry = Registry(config, pricer)
-        self._budgets = BudgetTree(config.fleet_budget_usd)
-        self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable)
+        self._journal = journal
+        self._budgets = BudgetTree(config.fleet_budget_usd, journal.touched if journal else None)
+        self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable, journal)
+        self._former = FormerLeases(self._budgets, journal)
         self._dispatcher = Dispatcher(
             self._registry, self._conclude, self._refuse_unable, self._refuse_too_late
         )
@@ -123,6 +132,8 @@ class SchedulerCore:
         now_s = self._clock.now()
         for spec in specs:
             self._dispatcher.freed(self._registry.register(spec, now_s).cls)
+            for held in self._former.of_endpoint(spec.name):
+                self._adopt(held)
             self._rerouting.forget(spec.name)
         self._rerouting.retarget(self._clock.now())
 
@@ -191,6 +202,55 @@ class SchedulerCore:
         """All open budgets, the fleet's first."""
         return self._budgets.states()
 
+    # -- what outlives this instance
+
+    def recorded(self) -> Batch | None:
+        """What is to be on disk since it was asked last; before a paid lease reaches its holder."""
+        return None if self._journal is None else self._journal.drain(self._budgets)
+
+    def restore(self, saved: Saved) -> set[str]:
+        """Go on where an earlier instance ended; call first of all.
+
+        Returns:
+            The processes whose paid leases came back.
+        """
+        now_s = self._clock.now()
+        for row in saved.budgets:
+            self._budgets.restore(row.path, row.limit_usd, row.spent_usd, row.unknown_usd)
+        for each in saved.leases:
+            self._former.restore(each.row, now_s + each.left_s, is_open=each.is_open)
+        # What it has sent is not known: nothing more is, until refilled or told by a response.
+        self._registry.limits_start_empty = True
+        return self._former.holders()
+
+    def adopt(self, held: Iterable[Held]) -> None:
+        """Count leases of an earlier instance that their holders still have."""
+        for each in held:
+            if self._leases.knows(each.lease.lease_id):
+                continue
+            if each.lease.endpoint.name in self._registry.endpoints:
+                self._adopt(each)
+            else:
+                self._former.keep(each)
+
+    def _adopt(self, held: Held) -> None:
+        reservation = self._former.adopt(held)
+        if reservation is not None:
+            state = self._registry.endpoints[held.lease.endpoint.name]
+            self._leases.adopt(held, state, reservation, self._clock.now())
+
+    def _settle_former(self, settlement: Settlement) -> bool:
+        row = self._former.settle(settlement)
+        if row is None:
+            return False
+        now_s = self._clock.now()
+        self._leases.total(row.endpoint).add(settlement, now_s, 0.0)
+        state = self._registry.endpoints.get(row.endpoint)
+        if state is not None and state.cls.limiter is not None:
+            state.cls.limiter.correct(settlement.limit_headers, now_s)
+        self._unpark()
+        return True
+
     # -- calls
 
     def submit(self, request: LeaseRequest) -> None:
@@ -198,6 +258,8 @@ class SchedulerCore:
 
         The same attempt told twice is one request; its open lease is given again.
         """
+        if self._former:
+            self._former.never_sent(request.call_id)
         held = self._leases.held_for(request)
         if held is not None:
             self._decisions.append(Granted(held, request.holder))
@@ -225,17 +287,35 @@ class SchedulerCore:
         if len(self._waiters) > self.config.max_waiting:
             self._refuse(waiter, _full(self.config.max_waiting))
             return
-        if request.hedge:
+        if request.spare:
+            self._hedging.append(waiter)
+        elif request.hedge:
             if not self._hedges.has():
                 self._refuse(waiter, NoEndpoint("the share of calls that may be hedged is used up"))
                 return
             self._hedging.append(waiter)
         self._dispatcher.add(waiter)
 
+    def bind(self, lease_id: str, request: LeaseRequest) -> None:
+        """A call took a lease that was granted in advance."""
+        lease = self._leases.bind(lease_id, request)
+        if lease is not None:
+            self._quotas.first(lease.endpoint.name)
+            self._explained.granted(request, self._registry.target(request), lease)
+
+    def _may_spare(self, state: EndpointState | None) -> bool:
+        """Whether an endpoint gives a lease in advance: it is local, has room, and nobody waits."""
+        if state is None or not state.cls.is_local:
+            return False
+        waiting = len(self._waiters) - sum(not each.decided for each in self._hedging)
+        return not waiting and state.inflight < SPARE_ROOM * state.concurrency.limit
+
     def cancel(self, call_id: str) -> bool:
         """Forget a waiting request; False if it does not wait (its lease must be settled)."""
         waiter = self._waiters.get(call_id)
         if waiter is None:
+            if self._former:
+                self._former.never_sent(call_id)
             return False
         self._decided(waiter)
         return True
@@ -246,6 +326,8 @@ class SchedulerCore:
         Returns:
             The lease that this ended.
         """
+        if self._former and self._settle_former(settlement):
+            return None
         now_s = self._clock.now()
         wall_s = self._wall() if self._wall is not None and settlement.limit_headers else None
         ended = self._leases.settle(settlement, now_s, wall_s)
@@ -269,6 +351,8 @@ class SchedulerCore:
 
     def expire(self) -> list[Expired]:
         """End leases whose time has passed; their calls should be aborted."""
+        if self._former and self._former.expire(self._clock.now()):
+            self._unpark()
         return self._ended(self._leases.expire(self._clock.now()))
 
     def drop_holder(self, holder: str) -> list[Expired]:
@@ -276,6 +360,7 @@ class SchedulerCore:
         for call_id, waiter in list(self._waiters.items()):
             if waiter.request.holder == holder:
                 self.cancel(call_id)
+        self._former.drop_holder(holder)
         return self._ended(self._leases.drop_holder(holder, self._clock.now()))
 
     def poll(self) -> Sequence[Decision]:
@@ -285,7 +370,8 @@ class SchedulerCore:
         for waiter in hedging:
             if not waiter.decided:
                 # Waiting its turn it would come too late, and hold up calls that have no answer.
-                self._refuse(waiter, NoEndpoint("no other endpoint is free for a second send"))
+                what = "a lease in advance" if waiter.request.spare else "a second send"
+                self._refuse(waiter, NoEndpoint(f"no other endpoint is free for {what}"))
         decisions, self._decisions = self._decisions, []
         return decisions
 
@@ -293,7 +379,11 @@ class SchedulerCore:
         """Clock time at which `expire` and `poll` should be called, without any other event."""
         times = [
             at_s
-            for at_s in (self._dispatcher.next_timer_s(), self._leases.next_expiry_s())
+            for at_s in (
+                self._dispatcher.next_timer_s(),
+                self._leases.next_expiry_s(),
+                self._former.next_expiry_s() if self._former else None,
+            )
             if at_s is not None
         ]
         return min(times) if times else None
@@ -313,7 +403,7 @@ class SchedulerCore:
     @property
     def inflight(self) -> int:
         """Leases without a settlement."""
-        return len(self._leases)
+        return len(self._leases) + len(self._former)
 
     def open_leases(self, name: str) -> int:
         """Calls that an endpoint still has, also after it was unregistered."""
@@ -376,6 +466,9 @@ class SchedulerCore:
             worst = ZERO
         else:
             obstacle = self._budgets.obstacle(path, worst)
+        if request.spare and not self._may_spare(choice.state):
+            self._refuse(waiter, NoEndpoint("no room for a lease in advance"))
+            return True
         if request.hedge and (
             choice.best.name in request.avoid or not self._quotas.has(choice.best.name)
         ):
@@ -431,13 +524,14 @@ class SchedulerCore:
             self._dispatcher.fairness.served(waiter.group.flow, request.routing.priority, cost_s)
         if later:
             self._quotas.later(lease.endpoint.name)
-        elif request.attempt == 1:
+        elif request.attempt == 1 and not request.spare:
             self._quotas.first(lease.endpoint.name)
             if idempotent:
                 self._hedges.first()
         if request.hedge:
             self._hedges.take()
-        self._explained.granted(request, waiter.target, lease)
+        if not request.spare:
+            self._explained.granted(request, waiter.target, lease)
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
         if probes:
@@ -563,7 +657,7 @@ class SchedulerCore:
         self._refuse(waiter, error)
 
     def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
-        self._refused += 1
+        self._refused += not waiter.request.spare
         self._explained.refused(waiter.request, waiter.target, str(error))
         self._decided(waiter)
         self._decisions.append(Refused(waiter.request.call_id, waiter.request.holder, error))

@@ -3,6 +3,8 @@
 Each process sends its requests and settlements in batches and has in the same round trip what can
 be decided at once; what must wait reaches it later through one stream per process. A process that
 stays silent for `HOLDER_TIMEOUT_S` is dead: what it waits for is dropped and its leases end.
+
+A paid lease is on disk before its holder has it. Calls that cost nothing never wait for the disk.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from agentcloud.cluster.contracts import (
     LeaseRequest,
     LoadReport,
 )
-from agentcloud.cluster.decisions import Decision
+from agentcloud.cluster.decisions import Decision, Granted
 from agentcloud.cluster.demand import Demand, Expected
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.journal import Batch, Journal, is_paid
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
@@ -43,6 +47,8 @@ from agentcloud.cluster.scheduler import (
     SchedulerCore,
 )
 from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
+from agentcloud.cluster.store import open_store
+from agentcloud.cluster.store_writer import StoreWriter
 
 HOLDER_TIMEOUT_S: Final = 15.0
 #: A scheduler that has just started is told its endpoints within this.
@@ -52,6 +58,8 @@ _KEEP_ALIVE_S: Final = 5.0
 _MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
 _NOTHING_TOLD: Final[Mapping[str, Sequence[Change | None]]] = {}
+#: Ray's own resource of the head's machine.
+_HEAD: Final = "node:__internal_head__"
 
 log = structlog.get_logger()
 
@@ -62,8 +70,26 @@ class _Holder:
 
     seen_s: float
     outbox: list[Decision] = field(default_factory=list)
+    #: Its last exchange whose settlements are on disk, and how many writes are under way for it.
+    written: int = 0
+    writing: int = 0
     loop: asyncio.AbstractEventLoop | None = None
     wake: asyncio.Event | None = None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one turn decided: `free` may be told at once, the rest when `batch` is on disk.
+
+    Attributes:
+        paid: paid leases of the process whose turn it is.
+        others: paid leases of other processes.
+    """
+
+    free: list[Decision] = field(default_factory=list)
+    paid: list[Decision] = field(default_factory=list)
+    others: list[Decision] = field(default_factory=list)
+    batch: Batch | None = None
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -82,7 +108,20 @@ class Scheduler:
     thread: every use of the core holds the lock, for microseconds.
     """
 
-    def __init__(self, config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        config: FleetConfig,
+        *,
+        holder_timeout_s: float = HOLDER_TIMEOUT_S,
+        fleet: str | None = None,
+    ) -> None:
+        """Start, or go on where the instance before ended.
+
+        Args:
+            config: fleet.yaml.
+            holder_timeout_s: a process that is silent for so long is dead.
+            fleet: id of the fleet, under which budgets and paid leases are stored; None: nowhere.
+        """
         configure_logs(actor=SCHEDULER_NAME)
         self._lock = threading.Lock()
         self._clock = SystemClock()
@@ -92,6 +131,7 @@ class Scheduler:
             self._clock,
             random.SystemRandom(),
             time.time,
+            Journal() if fleet else None,
         )
         self._epoch = uuid.uuid4().hex
         self._refuses_from_s = self._clock.now() + REJOIN_S
@@ -101,6 +141,10 @@ class Scheduler:
         self._holders: dict[str, _Holder] = {}
         self._holder_timeout_s = holder_timeout_s
         self._expired: list[Expired] = []
+        self._writer: StoreWriter | None = None
+        self._broken: ConfigError | None = None
+        if fleet:
+            self._open_store(config.store, fleet)
         self._metrics = CallMetrics()
         self._metrics.start(self._core, self._lock, self._clock.now)
         self._alarms = AlarmWatch(config.alarms, self._epoch[:6], self._clock.now, time.time)
@@ -118,7 +162,12 @@ class Scheduler:
         exchange = unpacked(batch, Exchange)
         core = self._core
         with self._lock:
+            if self._broken is not None:
+                raise self._broken
             holder = self._holder(exchange.holder)
+            core.adopt(exchange.held)
+            for bound in exchange.bound:
+                core.bind(bound.lease_id, bound.request)
             for settlement in exchange.settlements:
                 if (ended := core.settle(settlement)) is not None:
                     self._metrics.settled(ended, settlement)
@@ -130,11 +179,18 @@ class Scheduler:
                 self._early.pop(call_id, None)
             # Those asked too early are submitted in the first turn that has endpoints.
             self._early.update((request.call_id, request) for request in exchange.requests)
-            mine = self._turn(exchange.holder)
-            if holder.outbox:
-                mine = holder.outbox + mine
-                holder.outbox = []
-        return packed(Reply(mine))
+            turn = self._turn(exchange.holder)
+            mine, holder.outbox = holder.outbox + turn.free, []
+            # What must be written first is waited for, unless there is something to tell now.
+            on_disk = None
+            if turn.paid and not mine:
+                on_disk = asyncio.get_running_loop().create_future()
+            self._write(turn, holder, exchange.number, on_disk)
+            written = holder.written
+        if on_disk is not None:
+            mine = await on_disk
+            written = holder.written
+        return packed(Reply(mine, self._epoch, written))
 
     async def grants(self, name: str) -> AsyncIterator[list[Decision]]:
         """Decisions on requests that had to wait, in batches, until the process leaves."""
@@ -167,7 +223,13 @@ class Scheduler:
 
     @_control
     async def ping(self) -> str:
-        """This instance's id; another one after a restart, which has no endpoints yet."""
+        """This instance's id; another one after a restart, which has no endpoints yet.
+
+        Raises:
+            ConfigError: its store cannot be used.
+        """
+        if self._broken is not None:
+            raise self._broken
         return self._epoch
 
     @_control
@@ -304,30 +366,95 @@ class Scheduler:
         self._early = {key: each for key, each in self._early.items() if each.holder != name}
         self._expired.extend(self._core.drop_holder(name))
 
-    def _turn(self, mine: str | None) -> list[Decision]:
-        """Let the core decide; give back what is for `mine`, post the rest."""
+    def _turn(self, mine: str | None) -> _Turn:
+        """Let the core decide; post what is for others, once it may be told."""
         core = self._core
-        if self._awaits_endpoints():
-            return []
-        for request in self._early.values():
-            core.submit(request)
-        self._early.clear()
-        self._expired.extend(core.expire())
-        own: list[Decision] = []
+        turn = _Turn()
+        if not self._awaits_endpoints():
+            for request in self._early.values():
+                core.submit(request)
+            self._early.clear()
+            self._expired.extend(core.expire())
+            stored = self._writer is not None
+            posted: list[Decision] = []
+            for decision in core.poll():
+                if stored and isinstance(decision, Granted) and is_paid(decision.lease):
+                    (turn.paid if decision.holder == mine else turn.others).append(decision)
+                elif decision.holder == mine:
+                    turn.free.append(decision)
+                else:
+                    posted.append(decision)
+            self._post(posted)
+            if (wake_s := core.next_wake_s()) is not None:
+                self._wake_by(wake_s)
+            if self._expired:
+                self._wake_by(0.0)
+        turn.batch = core.recorded()
+        if mine is None:
+            self._write(turn)
+        return turn
+
+    def _post(self, decisions: list[Decision]) -> None:
+        """Put decisions where their processes find them; those of dead ones are dropped."""
         posted: set[str] = set()
-        for decision in core.poll():
-            if decision.holder == mine:
-                own.append(decision)
-            elif (holder := self._holders.get(decision.holder)) is not None:
+        for decision in decisions:
+            if (holder := self._holders.get(decision.holder)) is not None:
                 holder.outbox.append(decision)
                 posted.add(decision.holder)
         for name in posted:
             self._signal(self._holders[name])
-        if (wake_s := core.next_wake_s()) is not None:
-            self._wake_by(wake_s)
-        if self._expired:
-            self._wake_by(0.0)
-        return own
+
+    # -- the store, under the lock too
+
+    def _open_store(self, url: str | None, fleet: str) -> None:
+        try:
+            store = open_store(url, fleet)
+        except ConfigError as error:
+            # Said by `ping`: an actor that fails to start would only say that it failed.
+            log.error("no store, so nothing is scheduled", why=str(error))
+            self._broken = error
+            return
+        self._writer = StoreWriter(store)
+        if not store.is_new:
+            saved = store.load()
+            # A process that does not come back is dropped like any other that is silent.
+            for name in self._core.restore(saved):
+                self._holder(name)
+            log.warning(
+                "scheduler restarted", paid_leases_open=sum(each.is_open for each in saved.leases)
+            )
+
+    def _write(
+        self,
+        turn: _Turn,
+        holder: _Holder | None = None,
+        number: int = 0,
+        on_disk: asyncio.Future[list[Decision]] | None = None,
+    ) -> None:
+        """Have a turn written; then tell what it granted."""
+        batch = turn.batch
+        if batch is None and (turn.paid or turn.others):
+            batch = Batch()  # Leases that are told again: what they wait for is being written.
+        if self._writer is None or batch is None:
+            if holder is not None and not holder.writing:
+                holder.written = number
+            return
+        if holder is not None:
+            holder.writing += 1
+
+        def done() -> None:
+            with self._lock:
+                if holder is not None:
+                    holder.writing -= 1
+                    holder.written = max(holder.written, number)
+                self._post(turn.others)
+                if on_disk is None:
+                    self._post(turn.paid)
+                    return
+            # A loop that waits is in another thread.
+            on_disk.get_loop().call_soon_threadsafe(on_disk.set_result, turn.paid)
+
+        self._writer.put(batch, done)
 
     def _awaits_endpoints(self) -> bool:
         """Whether this is a start, or a restart, after which the fleet has told nothing yet.
@@ -393,7 +520,10 @@ SchedulerActor = ray.remote(concurrency_groups={"control": 16})(Scheduler)
 
 
 def start_scheduler(config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIMEOUT_S) -> Any:
-    """Start the cluster's scheduler, detached and restarted by Ray; or find the running one."""
+    """Start the cluster's scheduler, detached and restarted by Ray; or find the running one.
+
+    It stays on the head's machine, where its store's file is, also after a restart.
+    """
     return SchedulerActor.options(
         name=SCHEDULER_NAME,
         namespace=RAY_NAMESPACE,
@@ -402,4 +532,5 @@ def start_scheduler(config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIM
         max_restarts=-1,
         max_concurrency=_MAX_CALLS,
         num_cpus=0,
-    ).remote(config, holder_timeout_s=holder_timeout_s)
+        resources={_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None,
+    ).remote(config, holder_timeout_s=holder_timeout_s, fleet=uuid.uuid4().hex)

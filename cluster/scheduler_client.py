@@ -28,8 +28,11 @@ from agentcloud.cluster.contracts import (
 )
 from agentcloud.cluster.decisions import Decision, Granted
 from agentcloud.cluster.errors import ConnectionFailed
+from agentcloud.cluster.former import Held
+from agentcloud.cluster.journal import is_paid
 from agentcloud.cluster.scheduler_local import deliver, lease_of, unused
 from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
+from agentcloud.cluster.spares import KEEP_S, Bound, Spares
 
 #: Settlements alone wait so long for an acquire to travel with.
 SETTLE_LINGER_S: Final = 0.003
@@ -63,7 +66,9 @@ class SchedulerClient:
     """The actor as `SchedulerPort`; one per process and event loop, made inside the loop.
 
     When the actor dies it is looked up again for `RECONNECT_S`; what waited is asked again, what
-    was settled meanwhile is told then. After that, waiting calls raise `ConnectionFailed`.
+    was settled meanwhile is told then. After that, waiting calls raise `ConnectionFailed`. A new
+    instance is told the leases that are still held here, and every settlement of a paid call that
+    the one before has not said to be on disk.
     """
 
     def __init__(
@@ -83,10 +88,19 @@ class SchedulerClient:
         self._to_settle: deque[Settlement] = deque()
         self._to_cancel: deque[str] = deque()
         self._warmed: deque[str] = deque()
+        self._spares = Spares(uuid.uuid4().hex[:12])
+        self._bound: deque[Bound] = deque()
         self._trips = 0
-        self._held = 0
+        self._held: dict[str, tuple[LeaseRequest, Lease, float]] = {}
+        self._number = 0
+        self._epoch: str | None = None
+        self._tell_held = False
+        #: Paid leases whose settlement is not on disk, and those settlements that were told.
+        self._paid: set[str] = set()
+        self._unwritten: deque[tuple[int, Settlement]] = deque()
         self._sent_s = 0.0
         self._linger: asyncio.TimerHandle | None = None
+        self._sweep: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = False
         self._recovering: asyncio.Task[None] | None = None
@@ -99,18 +113,27 @@ class SchedulerClient:
             ConnectionFailed: the scheduler is gone and did not come back.
         """
         self._start()
-        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
         request = replace(request, holder=self.holder)
+        now_s = loop.time()
+        spare = self._spares.take(request, now_s) if self._recovering is None else None
+        if spare is not None:
+            self._held[spare.lease_id] = request, spare, now_s
+            self._bound.append(Bound(spare.lease_id, request))
+            self._to_ask.extend(self._spares.wanted(request, now_s))
+            self._linger_then_send()
+            return spare
+        future: asyncio.Future[Lease] = loop.create_future()
         self._futures[request.call_id] = future
         self._requests[request.call_id] = request
         self._to_ask.append(request)
+        self._to_ask.extend(self._spares.wanted(request, now_s))
         self._send()
         try:
-            lease = await future
-            self._held += 1
-            return lease
+            return await future
         except asyncio.CancelledError:
             if granted := lease_of(future):
+                self._held.pop(granted.lease_id, None)
                 self._give_back(granted)
             else:
                 self._to_cancel.append(request.call_id)
@@ -129,7 +152,7 @@ class SchedulerClient:
     def settle(self, settlement: Settlement) -> None:
         """As `SchedulerPort.settle`."""
         self._start()
-        self._held -= 1
+        self._held.pop(settlement.lease_id, None)
         self._to_settle.append(settlement)
         self._linger_then_send()
 
@@ -143,6 +166,8 @@ class SchedulerClient:
         """Tell what is settled, and leave: leases still open end at the scheduler."""
         if self._closed:
             return
+        for lease in self._spares.clear():
+            self._give_back(lease)
         if self._recovering is None:
             await self.flush()
         self._closed = True
@@ -187,7 +212,8 @@ class SchedulerClient:
             self._linger = None
         if self._recovering is not None or self._closed or self._trips >= MAX_TRIPS:
             return
-        if not (beat or self._to_ask or self._to_settle or self._to_cancel or self._warmed):
+        told = self._to_settle or self._to_cancel or self._warmed or self._bound
+        if not (beat or self._to_ask or told):
             return
         loop = asyncio.get_running_loop()
         early_s = self._sent_s + self._pace_s() - loop.time()
@@ -196,19 +222,55 @@ class SchedulerClient:
             self._linger = loop.call_later(early_s, self._send)
             return
         self._sent_s = loop.time()
+        self._number += 1
         exchange = Exchange(
             self.holder,
+            self._number,
             _take(self._to_ask),
-            _take(self._to_settle),
+            self._settling(),
             _take(self._to_cancel),
             _take(self._warmed),
+            self._still_held(),
+            _take(self._bound),
         )
         self._trips += 1
         self._spawn(self._trip(exchange))
 
     def _pace_s(self) -> float:
-        by_load_s = min(PACE_S * self._held / PACED_LEASES, LONGEST_PACE_S)
+        by_load_s = min(PACE_S * len(self._held) / PACED_LEASES, LONGEST_PACE_S)
         return max(by_load_s, PACE_S if self._trips else 0.0)
+
+    def _settling(self) -> list[Settlement]:
+        """Settlements to tell; those of paid calls are kept until they are on disk."""
+        settlements: list[Settlement] = _take(self._to_settle)
+        for settlement in settlements:
+            if settlement.lease_id in self._paid:
+                self._unwritten.append((self._number, settlement))
+        return settlements
+
+    def _still_held(self) -> list[Held]:
+        """What a new instance must be told; nothing while it is the one that granted them."""
+        if not self._tell_held:
+            return []
+        self._tell_held = False
+        now_s = asyncio.get_running_loop().time()
+        return [
+            Held(request, lease, now_s - since_s) for request, lease, since_s in self._held.values()
+        ]
+
+    def _heard(self, epoch: str) -> bool:
+        """An instance answered: whether it is another one than before."""
+        before, self._epoch = self._epoch, epoch
+        if before is None or before == epoch:
+            return False
+        log.warning("the scheduler was restarted", held=len(self._held))
+        self._tell_held = True
+        # The new instance knows nothing of spare leases; those in use are told as held.
+        self._spares.clear()
+        self._bound.clear()
+        self._to_settle.extendleft(settlement for _, settlement in reversed(self._unwritten))
+        self._unwritten.clear()
+        return True
 
     async def _trip(self, exchange: Exchange) -> None:
         try:
@@ -223,24 +285,56 @@ class SchedulerClient:
         except ray.exceptions.RayError as error:
             # Nothing of it is known to have arrived: settlements and cancellations are told
             # again (twice changes nothing), requests are asked again by the recovery.
+            self._unwritten = deque(each for each in self._unwritten if each[0] != exchange.number)
             self._to_settle.extendleft(reversed(exchange.settlements))
             self._to_cancel.extendleft(reversed(exchange.cancels))
+            self._tell_held = self._tell_held or bool(exchange.held)
             self._recover(error)
         else:
             self._take_in(reply.decisions)
+            if self._heard(reply.epoch):
+                self._ask_again()
+            while self._unwritten and self._unwritten[0][0] <= reply.written:
+                self._paid.discard(self._unwritten.popleft()[1].lease_id)
         finally:
             self._trips -= 1
         self._send()
 
     def _take_in(self, decisions: list[Decision]) -> None:
         for decision in decisions:
-            if not deliver(self._futures, decision) and isinstance(decision, Granted):
-                self._give_back(decision.lease)
+            lease_in_advance = decision.lease if isinstance(decision, Granted) else None
+            now_s = asyncio.get_running_loop().time()
+            if self._spares.decided(decision.call_id, lease_in_advance, now_s):
+                self._give_back_stale()
+                continue
+            # Its caller may not have woken yet when everything undecided is asked again.
+            request = self._requests.pop(decision.call_id, None)
+            delivered = deliver(self._futures, decision)
+            if not isinstance(decision, Granted):
+                continue
+            lease = decision.lease
+            if is_paid(lease):
+                self._paid.add(lease.lease_id)
+            if delivered and request is not None:
+                self._held[lease.lease_id] = request, lease, asyncio.get_running_loop().time()
+            elif not delivered:
+                self._give_back(lease)
 
     def _give_back(self, lease: Lease) -> None:
         """A grant for a caller that has left: it was never sent, so it cost nothing."""
         self._to_settle.append(unused(lease))
         self._linger_then_send()
+
+    def _give_back_stale(self) -> None:
+        """Give back spare leases that nobody used, and look again while there are any."""
+        loop = asyncio.get_running_loop()
+        for lease in self._spares.stale(loop.time()):
+            self._give_back(lease)
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        if len(self._spares) and not self._closed:
+            self._sweep = loop.call_later(KEEP_S / 4, self._give_back_stale)
 
     # -- staying connected
 
@@ -275,7 +369,7 @@ class SchedulerClient:
         while True:
             try:
                 actor = await asyncio.to_thread(self._find)
-                await asyncio.wait_for(actor.ping.remote(), max(0.5, end_s - loop.time()))
+                epoch = await asyncio.wait_for(actor.ping.remote(), max(0.5, end_s - loop.time()))
             except (ValueError, ray.exceptions.RayError, TimeoutError) as error:
                 if loop.time() >= end_s:
                     self._fail_all(error)
@@ -284,6 +378,7 @@ class SchedulerClient:
             else:
                 self._actor = actor
                 self._recovering = None
+                self._heard(epoch)
                 self._ask_again()
                 return
 

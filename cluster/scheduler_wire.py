@@ -8,26 +8,44 @@ from typing import TypeVar
 
 from agentcloud.cluster.contracts import LeaseRequest, Settlement
 from agentcloud.cluster.decisions import Decision
+from agentcloud.cluster.former import Held
+from agentcloud.cluster.spares import Bound
 
 _Message = TypeVar("_Message")
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What a process tells in one round trip; settlements are taken in before requests."""
+    """What a process tells in one round trip; settlements are taken in before requests.
+
+    Attributes:
+        number: counts this process's exchanges.
+        bound: calls that took a lease granted in advance.
+        held: after a restart of the scheduler: the leases that the process still has.
+    """
 
     holder: str
+    number: int = 0
     requests: list[LeaseRequest] = field(default_factory=list)
     settlements: list[Settlement] = field(default_factory=list)
     cancels: list[str] = field(default_factory=list)
     warmed: list[str] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    bound: list[Bound] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What could be decided at once."""
+    """What could be decided at once.
+
+    Attributes:
+        epoch: id of the scheduler's instance; another one after a restart.
+        written: settlements of the process's exchanges up to this number are on disk.
+    """
 
     decisions: list[Decision]
+    epoch: str = ""
+    written: int = 0
 
 
 def packed(message: Exchange | Reply) -> bytes:

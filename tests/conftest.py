@@ -7,6 +7,7 @@ that none is left.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,6 +34,7 @@ _LEAVE_S = 15.0
 # Before Ray and vllm read them.
 os.environ[_MARK] = uuid.uuid4().hex
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="agentcloud-tests-")
 os.environ["RAY_metrics_report_interval_ms"] = "1000"  # noqa: SIM112 - Ray spells it so
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 

@@ -36,9 +36,12 @@ def test_no_burst_and_no_minute_passes_the_limit(calls: list[tuple[int, int, flo
         level, last_s = float(per_minute), 0.0
         for at_s, *tokens in sent:
             level = min(per_minute, level + (at_s - last_s) * per_minute / 60)
+            if column == 2:
+                # Output is counted as it is made: a call is let in while a token is left.
+                assert level >= 1 - 1e-2
             level -= 1 if column == 0 else tokens[column - 1]
             last_s = at_s
-            assert level >= -1e-2
+            assert level >= (-300 if column == 2 else -1e-2)
 
 
 def test_input_and_output_are_not_swapped_and_cache_reads_are_free() -> None:

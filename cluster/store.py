@@ -1,0 +1,339 @@
+"""The scheduler's memory on disk: budgets and paid leases, in SQL.
+
+SQLite in WAL mode unless fleet.yaml's `store:` names another database. One transaction a `write`;
+what it wrote is on the disk when it returns, also if the machine loses power.
+
+Every `agentcloud up` begins a fleet of its own, with nothing spent; the scheduler that Ray
+restarts is of the same fleet and goes on with what it finds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    create_engine,
+    delete,
+    event,
+    insert,
+    inspect,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from agentcloud.cluster.budget import Path
+from agentcloud.cluster.config import state_dir
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.journal import (
+    Batch,
+    BudgetRow,
+    LeaseState,
+    PaidLease,
+    Saved,
+    SavedLease,
+)
+
+SCHEMA_VERSION: Final = 1
+#: Ended leases are kept so long, for whoever asks what was paid.
+KEEP_S: Final = 30 * 86400.0
+#: Leases of unknown cost that are read back: their cost may still be told.
+_UNKNOWN_KEPT: Final = 10_000
+_BUSY_TIMEOUT_S: Final = 10.0
+
+_META = MetaData()
+_VERSION = Table("agentcloud_schema", _META, Column("version", Integer, primary_key=True))
+_FLEETS = Table(
+    "fleets",
+    _META,
+    Column("fleet", String(64), primary_key=True),
+    Column("began_unix_s", Float, nullable=False),
+)
+# Money is text: SQLite has no exact decimals.
+_BUDGETS = Table(
+    "budgets",
+    _META,
+    Column("fleet", String(64), primary_key=True),
+    Column("path", String(1024), primary_key=True),
+    Column("limit_usd", String(64)),
+    Column("spent_usd", String(64), nullable=False),
+    Column("unknown_usd", String(64), nullable=False),
+)
+_LEASES = Table(
+    "paid_leases",
+    _META,
+    Column("lease_id", String(128), primary_key=True),
+    Column("fleet", String(64), nullable=False),
+    Column("call_id", String(256), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("holder", String(256), nullable=False),
+    Column("endpoint", String(256), nullable=False),
+    Column("budget", String(1024), nullable=False),
+    Column("reserved_usd", String(64), nullable=False),
+    Column("granted_unix_s", Float, nullable=False),
+    Column("expires_unix_s", Float, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("cost_usd", String(64)),
+    Column("ended_unix_s", Float),
+    Index("paid_leases_open", "fleet", "state"),
+)
+
+
+class Store:
+    """Budgets and paid leases of one fleet. One thread at a time uses it."""
+
+    def __init__(
+        self, engine: Engine, fleet: str, *, wall_s: Callable[[], float] = time.time
+    ) -> None:
+        """As `open_store`, for an engine that is there.
+
+        Raises:
+            ConfigError: the database is of a newer agentcloud, or cannot be used.
+        """
+        self._engine = engine
+        self._fleet = fleet
+        self._wall_s = wall_s
+        where = engine.url.render_as_string(hide_password=True)
+        try:
+            with engine.begin() as connection:
+                _prepare(connection, where)
+                self.is_new = self._begin(connection)
+        except SQLAlchemyError as error:
+            engine.dispose()
+            raise ConfigError(
+                f"cannot use {where} ({_cause(error)}); give the scheduler a database that it can "
+                f"write, or remove the key",
+                where="fleet.yaml: store",
+            ) from error
+        except ConfigError:
+            engine.dispose()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Store {self._engine.url!r} fleet={self._fleet}>"
+
+    def load(self) -> Saved:
+        """What is spent, and every paid lease whose cost is not known yet."""
+        now_s = self._wall_s()
+        with self._engine.connect() as connection:
+            budgets = [
+                BudgetRow(
+                    _path(row.path),
+                    None if row.limit_usd is None else Decimal(row.limit_usd),
+                    Decimal(row.spent_usd),
+                    Decimal(row.unknown_usd),
+                )
+                for row in connection.execute(
+                    select(_BUDGETS).where(_BUDGETS.c.fleet == self._fleet)
+                )
+            ]
+            mine = select(_LEASES).where(_LEASES.c.fleet == self._fleet)
+            granted = mine.where(_LEASES.c.state == LeaseState.GRANTED)
+            unknown = (
+                mine.where(_LEASES.c.state == LeaseState.UNKNOWN)
+                .order_by(_LEASES.c.ended_unix_s.desc())
+                .limit(_UNKNOWN_KEPT)
+            )
+            leases = [
+                _saved(row, now_s)
+                for query in (granted, unknown)
+                for row in connection.execute(query)
+            ]
+        return Saved(budgets, leases)
+
+    def write(self, batch: Batch, *, again: bool = False) -> None:
+        """Write a batch, all of it or nothing; it is on the disk when this returns.
+
+        Args:
+            batch: what to write.
+            again: an earlier write of it failed; a lost connection may have hidden its success.
+
+        Raises:
+            SQLAlchemyError: it was not written.
+        """
+        now_s, fleet = self._wall_s(), self._fleet
+        with self._engine.begin() as connection:
+            if again and batch.granted:
+                ids = [{"id": lease.lease_id} for lease in batch.granted]
+                connection.execute(
+                    delete(_LEASES).where(_LEASES.c.lease_id == bindparam("id")), ids
+                )
+            if batch.granted:
+                connection.execute(
+                    insert(_LEASES),
+                    [
+                        {
+                            "lease_id": lease.lease_id,
+                            "fleet": fleet,
+                            "call_id": lease.call_id,
+                            "attempt": lease.attempt,
+                            "holder": lease.holder,
+                            "endpoint": lease.endpoint,
+                            "budget": _key(lease.budget),
+                            "reserved_usd": str(lease.reserved_usd),
+                            "granted_unix_s": now_s,
+                            "expires_unix_s": now_s + lease.lifetime_s,
+                            "state": LeaseState.GRANTED,
+                        }
+                        for lease in batch.granted
+                    ],
+                )
+            if batch.ended:
+                connection.execute(
+                    _END,
+                    [
+                        {
+                            "id": end.lease_id,
+                            "new_state": end.state,
+                            "cost": None if end.cost_usd is None else str(end.cost_usd),
+                            "now_s": now_s,
+                        }
+                        for end in batch.ended
+                    ],
+                )
+            # Delete and insert, because no one way of updating or inserting is every database's.
+            gone = [*batch.closed, *(row.path for row in batch.budgets)]
+            if gone:
+                connection.execute(_FORGET, [{"of": fleet, "at": _key(path)} for path in gone])
+            if batch.budgets:
+                connection.execute(
+                    insert(_BUDGETS),
+                    [
+                        {
+                            "fleet": fleet,
+                            "path": _key(row.path),
+                            "limit_usd": None if row.limit_usd is None else str(row.limit_usd),
+                            "spent_usd": str(row.spent_usd),
+                            "unknown_usd": str(row.unknown_usd),
+                        }
+                        for row in batch.budgets
+                    ],
+                )
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._engine.dispose()
+
+    def _begin(self, connection: Connection) -> bool:
+        """Begin the fleet, or go on with it; whether it is new."""
+        now_s = self._wall_s()
+        connection.execute(
+            delete(_LEASES).where(
+                _LEASES.c.ended_unix_s < now_s - KEEP_S, _LEASES.c.state != LeaseState.UNKNOWN
+            )
+        )
+        known = connection.execute(select(_FLEETS).where(_FLEETS.c.fleet == self._fleet)).first()
+        if known is None:
+            connection.execute(insert(_FLEETS), {"fleet": self._fleet, "began_unix_s": now_s})
+        return known is None
+
+
+_END = (
+    update(_LEASES)
+    .where(
+        _LEASES.c.lease_id == bindparam("id"),
+        # A cost is told once; only what was open or unknown can learn it.
+        or_(_LEASES.c.state == LeaseState.GRANTED, _LEASES.c.state == LeaseState.UNKNOWN),
+    )
+    .values(
+        state=bindparam("new_state"), cost_usd=bindparam("cost"), ended_unix_s=bindparam("now_s")
+    )
+)
+_FORGET = delete(_BUDGETS).where(
+    _BUDGETS.c.fleet == bindparam("of"), _BUDGETS.c.path == bindparam("at")
+)
+
+
+def open_store(url: str | None, fleet: str) -> Store:
+    """Open the database of a fleet, and begin the fleet there if it is new.
+
+    Args:
+        url: as SQLAlchemy's; None: a file of SQLite in this machine's state folder.
+        fleet: id of the fleet.
+
+    Raises:
+        ConfigError: it cannot be opened, or is of a newer agentcloud.
+    """
+    try:
+        if url is None:
+            folder = state_dir()
+            folder.mkdir(parents=True, exist_ok=True)
+            url = f"sqlite:///{folder / 'store.db'}"
+        engine = create_engine(url)
+        if engine.dialect.name == "sqlite":
+            if engine.url.database:
+                FilePath(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+            event.listen(engine, "connect", _set_up_sqlite)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"cannot be opened ({error}); write e.g. sqlite:////var/lib/agentcloud/store.db, "
+            f"install the driver that the URL names, or leave it out",
+            where="fleet.yaml: store",
+        ) from error
+    return Store(engine, fleet)
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # WAL's usual `normal` may lose the last commits with the machine's power.
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _prepare(connection: Connection, where: str) -> None:
+    """Create what is missing; refuse what is newer."""
+    if inspect(connection).has_table(_VERSION.name):
+        found = connection.execute(select(_VERSION.c.version)).scalar()
+        if found is not None and found > SCHEMA_VERSION:
+            raise ConfigError(
+                f"{where} was written by a newer agentcloud (its schema is {found}, this one "
+                f"knows {SCHEMA_VERSION}); upgrade agentcloud, or name another database",
+                where="fleet.yaml: store",
+            )
+    _META.create_all(connection)
+    if connection.execute(select(_VERSION.c.version)).scalar() is None:
+        connection.execute(insert(_VERSION), {"version": SCHEMA_VERSION})
+
+
+def _saved(row: Any, now_s: float) -> SavedLease:
+    lease = PaidLease(
+        row.lease_id,
+        row.call_id,
+        row.attempt,
+        row.holder,
+        row.endpoint,
+        _path(row.budget),
+        Decimal(row.reserved_usd),
+        row.expires_unix_s - row.granted_unix_s,
+    )
+    return SavedLease(lease, row.expires_unix_s - now_s, row.state == LeaseState.GRANTED)
+
+
+def _key(path: Path) -> str:
+    return json.dumps(path)
+
+
+def _path(key: str) -> Path:
+    return tuple(json.loads(key))
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).splitlines()[0]
