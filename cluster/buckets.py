@@ -11,6 +11,8 @@ MINUTE_S: Final = 60.0
 #: not count it.
 ON_THE_WAY_S: Final = 0.2
 _SLOT_S: Final = 0.1
+#: A settlement is later than its call's end by so much: told in batches.
+_SLACK_S: Final = 0.3
 #: How far back headers are understood; older ones say nothing.
 REMEMBERED_S: Final = 2 * MINUTE_S
 #: Rounding slack of float arithmetic, far below one token.
@@ -120,9 +122,13 @@ class TokenBucket:
         if remaining is None:
             return
         if full_in_s is not None:
-            size = remaining + max(0.0, full_in_s) * self.per_minute / MINUTE_S
+            size = remaining + max(0.0, full_in_s + _SLACK_S) * self.per_minute / MINUTE_S
             # A clock that is behind ours may not shrink it below what was there.
             self.capacity = max(1.0, remaining, min(self.capacity, math.ceil(size)))
+            if remaining == 0:
+                # A server in debt says zero too; how long it needs to fill shows how deep it is.
+                debt = self.capacity - (full_in_s - 1.0) * self.per_minute / MINUTE_S
+                remaining = min(0.0, debt)
         seen_s = now_s if seen_s is None else seen_s
         if now_s - seen_s <= REMEMBERED_S - MINUTE_S:
             refilled = remaining + (now_s - seen_s) * self.per_minute / MINUTE_S
@@ -131,6 +137,11 @@ class TokenBucket:
             least -= self.granted_since(seen_s - ON_THE_WAY_S - late_s)
             self.level = min(max(self.level, least), most)
         self.level = min(self.level, self.capacity)
+
+    def used_up(self, for_s: float, now_s: float) -> None:
+        """The server lets nothing through for so long: there is nothing before."""
+        self.refill(now_s)
+        self.level = min(self.level, -for_s * self.per_minute / MINUTE_S)
 
     def __repr__(self) -> str:
         return f"<TokenBucket {self.level:.0f}/{self.per_minute:.0f} held={self.held:.0f}>"

@@ -143,8 +143,10 @@ class AccountLimits:
         ):
             if bucket is not None:
                 bucket.refill(now_s)
-                # A bucket that a response created after the hold was taken holds nothing of it.
-                bucket.settle(held, used if held else 0.0, hold.granted_s)
+                # A bucket that a response created after the hold was taken holds nothing of it:
+                # the server had counted the request and its input, but not yet all of its output.
+                known = bool(held) or bucket is self.output_tokens
+                bucket.settle(held, used if known else 0.0, hold.granted_s)
 
     def correct(
         self,
@@ -185,6 +187,17 @@ class AccountLimits:
         self.requests = corrected(self.requests, "requests", 0.0)
         self.input_tokens = corrected(self.input_tokens, "input-tokens", 0.0)
         self.output_tokens = corrected(self.output_tokens, "output-tokens", MINUTE_S)
+
+    def refused(self, headers: Mapping[str, str], rest_s: float, now_s: float) -> None:
+        """A call met a 429: rest, and expect nothing left of what it says is used up."""
+        self.cool(now_s + rest_s)
+        for bucket, name in (
+            (self.requests, "requests"),
+            (self.input_tokens, "input-tokens"),
+            (self.output_tokens, "output-tokens"),
+        ):
+            if bucket is not None and _number(headers, name, "remaining") == 0:
+                bucket.used_up(rest_s, now_s)
 
     def cool(self, until_s: float) -> None:
         """Send nothing before `until_s`; a later, shorter cooldown never shortens it."""

@@ -313,11 +313,13 @@ class SchedulerClient:
             if not isinstance(decision, Granted):
                 continue
             lease = decision.lease
+            # Who asks twice is told twice: a lease that is known here is in use, or was settled.
+            known = lease.lease_id in self._held or lease.lease_id in self._paid
             if is_paid(lease):
                 self._paid.add(lease.lease_id)
             if delivered and request is not None:
                 self._held[lease.lease_id] = request, lease, asyncio.get_running_loop().time()
-            elif not delivered:
+            elif not (delivered or known):
                 self._give_back(lease)
 
     def _give_back(self, lease: Lease) -> None:

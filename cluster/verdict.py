@@ -49,7 +49,7 @@ def judge(
         rest_s = cooldown_s(settlement.retry_after_s, settlement.limit_headers, wall_s)
         state.concurrency.on_rate_limited(granted_s, now_s)
         if state.cls.limiter is not None:
-            state.cls.limiter.cool(now_s + rest_s)
+            state.cls.limiter.refused(settlement.limit_headers, rest_s, now_s)
             circuit.on_nothing(granted_s)
         else:
             circuit.on_failure(kind, granted_s, now_s, rest_s)

@@ -42,17 +42,22 @@ LIMITS = {
 }
 TEXT = "Sort this ticket into one of seven piles. " * 9
 #: From the start of the load: what was sent before the server had said anything is paid off.
-SETTLED_S, MEASURED_S = 7.0, 10.0
+SETTLED_S, MEASURED_S = 10.0, 10.0
 
 
 class Worker:
     """A process that never stops asking."""
 
-    async def drive(self, actor: Any, config: FleetConfig, loops: int, until_s: float) -> int:
+    async def begin(self, actor: Any, config: FleetConfig) -> None:
+        """Everything that takes time before the first call."""
+        self.client = SchedulerClient(actor)
+        opener = endpoint_opener(config)
+        self.inference = Inference(self.client, opener, config, on_close=self.client.close)
+        await self.inference.count_tokens({**PARAMS, "model": HAIKU})
+
+    async def drive(self, loops: int, until_s: float) -> int:
         """Calls answered until a time (seconds since 1970), `loops` callers a model."""
-        client = SchedulerClient(actor)
-        inference = Inference(client, endpoint_opener(config), config, on_close=client.close)
-        answered = 0
+        inference, answered = self.inference, 0
 
         async def ask(model: str) -> None:
             nonlocal answered
@@ -103,13 +108,14 @@ def test_eight_processes_at_ten_times_the_limits_are_never_refused_and_use_them(
     env = {"env_vars": {KEY_ENV: CANARY}}
     kind: Any = ray.remote(num_cpus=0, runtime_env=env)(Worker)
     workers = [kind.remote() for _ in range(8)]
-    ray.get([worker.__ray_ready__.remote() for worker in workers], timeout=120)
+    ray.get([worker.begin.remote(actor, config) for worker in workers], timeout=120)
     begin_s = time.time()
     end_s = begin_s + SETTLED_S + MEASURED_S
     # 64 callers a model, half a second a call: 128 calls a second wanted, ten allowed.
-    answered = ray.get([w.drive.remote(actor, config, 8, end_s) for w in workers], timeout=120)
+    answered = ray.get([w.drive.remote(8, end_s) for w in workers], timeout=120)
     assert min(answered) > 0, "every process got its share"
     calls = requests.get(f"{limited.url}/sandbox/state", timeout=30).json()["calls"]
+    calls = [call for call in calls if call["path"] == "/v1/messages"]
     for each in [*workers, actor]:
         ray.kill(each)
 
