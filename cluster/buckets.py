@@ -103,7 +103,7 @@ class TokenBucket:
         *,
         seen_s: float | None = None,
         full_in_s: float | None = None,
-        late_s: float = 0.0,
+        raises: bool = True,
     ) -> None:
         """Let a response's headers bound the level.
 
@@ -113,7 +113,8 @@ class TokenBucket:
             now_s: seconds of the clock.
             seen_s: when it said so; None: now.
             full_in_s: seconds after which its bucket would have been full, rounded up to one.
-            late_s: how long after its arrival a call may still take of this limit (output).
+            raises: whether more than our books say is believed. Not of output: what calls under
+                way have yet to make is in no header.
         """
         self.refill(now_s)
         if limit is not None and limit > 0 and limit != self.per_minute:
@@ -133,9 +134,9 @@ class TokenBucket:
         if now_s - seen_s <= REMEMBERED_S - MINUTE_S:
             refilled = remaining + (now_s - seen_s) * self.per_minute / MINUTE_S
             most = refilled - self.granted_since(seen_s - ON_THE_WAY_S)
-            least = refilled - self.held
-            least -= self.granted_since(seen_s - ON_THE_WAY_S - late_s)
-            self.level = min(max(self.level, least), most)
+            if raises:
+                self.level = max(self.level, most - self.held)
+            self.level = min(self.level, most)
         self.level = min(self.level, self.capacity)
 
     def used_up(self, for_s: float, now_s: float) -> None:

@@ -168,7 +168,7 @@ class AccountLimits:
         """
         sent_wall_s = None if wall_s is None else wall_s - age_s
 
-        def corrected(bucket: TokenBucket | None, name: str, late_s: float) -> TokenBucket | None:
+        def corrected(bucket: TokenBucket | None, name: str, raises: bool) -> TokenBucket | None:
             limit = _number(headers, name, "limit")
             if bucket is None:
                 if limit is None or limit <= 0:
@@ -180,13 +180,13 @@ class AccountLimits:
                 *(limit, remaining, now_s),
                 seen_s=now_s - age_s,
                 full_in_s=full_in_s,
-                late_s=late_s,
+                raises=raises,
             )
             return bucket
 
-        self.requests = corrected(self.requests, "requests", 0.0)
-        self.input_tokens = corrected(self.input_tokens, "input-tokens", 0.0)
-        self.output_tokens = corrected(self.output_tokens, "output-tokens", MINUTE_S)
+        self.requests = corrected(self.requests, "requests", True)
+        self.input_tokens = corrected(self.input_tokens, "input-tokens", True)
+        self.output_tokens = corrected(self.output_tokens, "output-tokens", False)
 
     def refused(self, headers: Mapping[str, str], rest_s: float, now_s: float) -> None:
         """A call met a 429: rest, and expect nothing left of what it says is used up."""

@@ -87,7 +87,7 @@ class LimitWorld:
             random.Random(seed),
             lambda: WALL_S + self.clock.now(),
         )
-        self.core.register([hosted(slots=64)])
+        self.core.register([hosted(slots=200)])
         self.seen = Seen()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
