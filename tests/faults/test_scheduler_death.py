@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -56,7 +57,8 @@ def find() -> Any:
 def ended(ray_cluster: None) -> Iterator[None]:
     """Ends the test's scheduler, whatever happened."""
     yield
-    ray.kill(find())
+    with contextlib.suppress(ValueError):  # it ended with its last handle
+        ray.kill(find())
 
 
 async def killed(actor: Any) -> None:
