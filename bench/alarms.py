@@ -9,7 +9,8 @@ import argparse
 import time
 from collections import Counter
 
-from agentcloud.cluster.alarms import Alarms, Measure, SeriesKey, Settings
+from agentcloud.cluster.alarm import Measure, SeriesKey
+from agentcloud.cluster.alarms import Alarms, Settings
 from tests.cluster.traffic import ENDPOINT, KIND, SHAPES, Harm, Shape, Traffic
 
 #: Windows of a series before something goes wrong, and after which it counts as missed.

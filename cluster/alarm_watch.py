@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import structlog
 
-from agentcloud.cluster.alarms import Alarm, Alarms, Settings
+from agentcloud.cluster.alarm import Alarm
+from agentcloud.cluster.alarms import Alarms, Settings
 from agentcloud.cluster.baselines import Effect
 from agentcloud.cluster.config import Alarming
 from agentcloud.cluster.contracts import Outcome, Settlement

@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from agentcloud.cluster.alarms import SeriesKey
+from agentcloud.cluster.alarm import SeriesKey
 from agentcloud.cluster.contracts import BudgetState, EndpointSpec, Settlement
 from agentcloud.cluster.leases import Granted
 from agentcloud.cluster.scheduler import SchedulerCore

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster import alarms as alarms_module
-from agentcloud.cluster.alarms import Alarms, Ended, Measure, SeriesKey, Settings
+from agentcloud.cluster.alarm import Ended, Measure, SeriesKey
+from agentcloud.cluster.alarms import Alarms, Settings
 from agentcloud.cluster.change import BASELINE_WINDOWS, Page, trimmed
 from tests.cluster.traffic import ENDPOINT, KIND, SHAPES, Harm, Shape, Traffic
 

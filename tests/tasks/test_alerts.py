@@ -177,6 +177,16 @@ def test_a_model_that_becomes_slow_raises_one_alarm_everywhere(watched: Watched)
     assert (ended["id"], ended["how_it_ended"]) == (alarm["id"], "back to normal")
     (watched.folder / "stop").touch()
     assert watched.job.wait().done == 16
+
+    def told() -> set[tuple[str, str, str]]:
+        rows = watched.report()["baselines"]
+        return {(row["endpoint"], row["kind"], row["measure"]) for row in rows}
+
+    # Too few tasks for a window: their costs and checked answers have arrived all the same.
+    of_tasks = {(ENDPOINT, "cost_per_task_usd"), ("*", "cost_per_task_usd")}
+    of_tasks.add((ENDPOINT, "invalid_rate"))
+    expected = {(endpoint, KIND, measure) for endpoint, measure in of_tasks}
+    assert wait_until(lambda: expected <= told(), 10), told()
     lines = [
         line
         for path in watched.logs.glob("worker-*.err")
