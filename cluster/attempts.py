@@ -43,7 +43,6 @@ from agentcloud.cluster.retry import Decision, Elsewhere, Fail, decide, is_paced
 from agentcloud.cluster.sizing import estimated_input_tokens, needs_of
 
 _ZERO = Decimal(0)
-_NO_HEADERS: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -135,10 +134,6 @@ class Attempts:
     def mean_logprob(self) -> bool:
         """Whether the answer's log-probability is asked for; only endpoints that tell it serve."""
         return self._routing.mean_logprob
-
-    def cache_marks(self, fleet: bool) -> bool:
-        """Whether marks for the cache may be placed; `fleet` where the call does not say."""
-        return fleet if self._routing.cache_marks is None else self._routing.cache_marks
 
     @property
     def input_tokens(self) -> int:

@@ -273,7 +273,7 @@ class Inference:
         sent: dict[str, Any] = {**params, "model": spec.model, "messages": messages}
         if run.mean_logprob:
             sent["mean_logprob"] = True
-        if lease.reused_chunks and run.cache_marks(self.config.cache_marks):
+        if lease.reused_chunks:
             sent = self._marked(sent, lease, run.input_tokens)
         call: Call = run.leased(lease, sent, asked_s, now_s)
         if lease.warms:
@@ -288,7 +288,7 @@ class Inference:
         """The request with marks for the model's cache, where they pay."""
         spec = lease.endpoint
         entry = self._catalog.find(spec.model)
-        if entry is None or spec.batch or not reuse_pays(entry, tokens):
+        if entry is None or not reuse_pays(entry, tokens):
             return params
         return with_marks(params, lease.reused_chunks, entry.min_cache_tokens)
 

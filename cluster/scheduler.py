@@ -34,12 +34,12 @@ from agentcloud.cluster.explain import ExplainBook
 from agentcloud.cluster.fallback import Fallbacks
 from agentcloud.cluster.former import FormerLeases, Held
 from agentcloud.cluster.hedging import Hedges
+from agentcloud.cluster.hosted_cache import HostedCache
 from agentcloud.cluster.journal import Batch, Journal, Saved
 from agentcloud.cluster.lateness import Lateness
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
-from agentcloud.cluster.policy import TIME_WEIGHT
 from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.registry import Pricer, Registry
@@ -47,7 +47,6 @@ from agentcloud.cluster.rerouting import Rerouting
 from agentcloud.cluster.retry_quota import RetryQuotas
 from agentcloud.cluster.standing import Totals, overview
 from agentcloud.cluster.waiting import Waiter
-from agentcloud.cluster.warming import Warming
 from agentcloud.cluster.weighing import Choice, explain
 
 #: An endpoint that is down for so long is given up: those that wait for nothing else are refused.
@@ -102,7 +101,7 @@ class SchedulerCore:
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._rerouting = Rerouting(self._fallbacks, self._dispatcher, self._waiters)
         self._parking = Parking()
-        self._warming = Warming()
+        self._cache = HostedCache(self._registry)
         self._lateness = Lateness()
         self._explained = ExplainBook()
         self._demand = DemandBook()
@@ -135,7 +134,7 @@ class SchedulerCore:
             for held in self._former.of_endpoint(spec.name):
                 self._adopt(held)
             self._rerouting.forget(spec.name)
-        self._rerouting.retarget(self._clock.now())
+        self._rerouting.retarget(now_s)
 
     def unregister(self, names: Iterable[str]) -> None:
         """Forget endpoints; requests that nothing else can serve are refused."""
@@ -184,7 +183,7 @@ class SchedulerCore:
         if state is not None:
             self._dispatcher.at(now_s + DOWN_PATIENCE_S, self._give_up, state)
             self._dispatcher.freed_all()
-            self._rerouting.retarget(self._clock.now())
+            self._rerouting.retarget(now_s)
 
     # -- budgets
 
@@ -282,8 +281,7 @@ class SchedulerCore:
             why_target=target.why,
         )
         self._waiters[request.call_id] = waiter
-        if request.prefix and self.config.hosted:
-            self._warming.came(request)
+        self._cache.came(request)
         if len(self._waiters) > self.config.max_waiting:
             self._refuse(waiter, _full(self.config.max_waiting))
             return
@@ -333,9 +331,8 @@ class SchedulerCore:
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
-            if self._warming:
-                # Without a stream nobody hears of a first token before the end.
-                self.warmed(settlement.lease_id, written=settlement.outcome is Outcome.OK)
+            # Without a stream nobody hears of a first token before the end.
+            self.warmed(settlement.lease_id, written=settlement.outcome is Outcome.OK)
             self._explained.settled(ended.lease.call_id, settlement.lease_id, settlement)
             if settlement.outcome is Outcome.OK or settlement.beaten:
                 self._hedges.learn(ended.state.cls, now_s - ended.granted_s)
@@ -346,7 +343,7 @@ class SchedulerCore:
 
     def warmed(self, lease_id: str, *, written: bool = True) -> None:
         """The first token of a call that writes a hosted cache is there, or it ended (so or so)."""
-        for waiter in reversed(self._warming.ended(lease_id, self._clock.now(), written=written)):
+        for waiter in reversed(self._cache.ended(lease_id, self._clock.now(), written=written)):
             self._let_go(waiter, 0.0)
 
     def expire(self) -> list[Expired]:
@@ -485,12 +482,11 @@ class SchedulerCore:
         now_s = self._clock.now()
         value_usd = self._registry.usd_per_hour_waited
         assert waiter.group is not None
-        reused = 0
-        if request.prefix and choice.state is not None and not option.cls.is_local:
-            if not request.hedge and self._held_for_cache(waiter, choice, now_s):
+        reused, warms = 0, False
+        if request.prefix and not option.cls.is_local:
+            if self._held_for_cache(waiter, choice, now_s):
                 return True
-            held = choice.state.held_chunks(request, now_s)
-            reused = max(held, self._warming.foreseen(request))
+            reused, warms = self._cache.reuse(request, choice, now_s)
         before = "second send beside a slow one: " if request.hedge else ""
         if waiter.is_fallback:
             before = f"{before}fallback from {waiter.asked} ({waiter.why_target}): "
@@ -513,11 +509,11 @@ class SchedulerCore:
             waiter.asked if waiter.is_fallback else None,
             self._hedges.after_s(option.cls) if idempotent else None,
             reused,
-            reused > 0 and self._writes_cache(request, choice, reused),
+            warms,
         )
         if lease.warms:
             prefix, ttft_s = request.prefix[:reused], lease.predicted_ttft_s
-            self._warming.granted(lease.lease_id, choice.best.name, prefix, ttft_s, now_s)
+            self._cache.writes(lease.lease_id, choice.best.name, prefix, ttft_s, now_s)
         self._demand.granted(choice, request.input_tokens)
         if self._dispatcher.waiting > 1:
             cost_s = choice.best.estimate.total_s / max(1, option.cls.slots)
@@ -536,39 +532,12 @@ class SchedulerCore:
         self._decisions.append(Granted(lease, request.holder))
         if probes:
             # Those that came for the same chance need not wait for what it shows.
-            self._rerouting.retarget(self._clock.now())
+            self._rerouting.retarget(now_s)
         return True
-
-    def _marks_cache(self, request: LeaseRequest, spec: EndpointSpec) -> bool:
-        """Whether a call may get marks for a hosted model's cache."""
-        wished = request.routing.cache_marks
-        allowed = self.config.cache_marks if wished is None else wished
-        return allowed and not spec.batch and spec.min_cache_tokens is not None
-
-    def _writes_cache(self, request: LeaseRequest, choice: Choice, chunks: int) -> bool:
-        """Whether a call that is granted now writes what others could read."""
-        spec, now_s = choice.best.option.cls.spec, self._clock.now()
-        if not self._marks_cache(request, spec):
-            return False
-        name, prefix = choice.best.name, request.prefix[:chunks]
-        warm = self._warming.warm_chunks(name, prefix, now_s)
-        self._warming.used(name, prefix[:warm], now_s)
-        return warm < chunks and request.prefix_tokens[chunks - 1] >= (spec.min_cache_tokens or 0)
 
     def _held_for_cache(self, waiter: Waiter, choice: Choice, now_s: float) -> bool:
         """Hold a call back for one that writes what it will read, where that pays."""
-        best, spec = choice.best, choice.best.option.cls.spec
-        if not self._warming or not self._marks_cache(waiter.request, spec):
-            return False
-        until_s = self._warming.holds(
-            waiter,
-            best.name,
-            spec.min_cache_tokens or 0,
-            best.option.usd_per_input,
-            self._registry.usd_per_hour_waited * TIME_WEIGHT[waiter.policy] / 3600.0,
-            best.estimate.total_s,
-            now_s,
-        )
+        until_s = self._cache.hold_until(waiter, choice, now_s)
         if until_s is None:
             return False
         self._dispatcher.remove(waiter)
@@ -664,8 +633,7 @@ class SchedulerCore:
 
     def _decided(self, waiter: Waiter) -> None:
         waiter.decided = True
-        if waiter.request.prefix and self.config.hosted:
-            self._warming.decided(waiter.request)
+        self._cache.decided(waiter.request)
         self._dispatcher.remove(waiter)
         self._waiters.pop(waiter.request.call_id, None)
 

@@ -95,6 +95,7 @@ class Reason(NamedTuple):
         able: endpoints able to serve, all members of the classes counted.
         equals: members of the chosen class to pick from; 0: it was named.
         inflight: calls that the chosen one had.
+        stream: judged by the time to the first token.
     """
 
     before: str
@@ -106,12 +107,18 @@ class Reason(NamedTuple):
     equals: int
     inflight: int
     known: bool
+    stream: bool
 
     def words(self, considered: Sequence[Considered]) -> str:
         """What a person reads."""
         candidates = [
             Candidate(
-                each.endpoint, each.cost_usd, each.wait_s, each.total_s - each.wait_s, each.not_now
+                each.endpoint,
+                each.cost_usd,
+                each.wait_s,
+                each.total_s - each.wait_s,
+                each.not_now,
+                felt_s=each.ttft_s if self.stream else None,
             )
             for each in considered
         ]
@@ -143,6 +150,7 @@ def explain(
         0 if named else len(best.option.cls.members),
         0 if best.state is None else best.state.inflight,
         best.estimate.known,
+        waiter.request.stream,
     )
 
 

@@ -195,7 +195,7 @@ def test_nothing_is_lost_whatever_happens(events: list[tuple[str, int]]) -> None
     for lease in open_.values():
         hosted.settle(lease)
     assert hosted.core.inflight == 0
-    warming = hosted.core._warming
+    warming = hosted.core._cache._warming
     assert not warming
     assert not warming._asked
     assert not warming._writes
