@@ -101,6 +101,7 @@ class SchedulerCore:
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._rerouting = Rerouting(self._fallbacks, self._dispatcher, self._waiters)
         self._parking = Parking()
+        self._left_over = False
         self._cache = HostedCache(self._registry)
         self._lateness = Lateness()
         self._explained = ExplainBook()
@@ -363,6 +364,11 @@ class SchedulerCore:
     def poll(self) -> Sequence[Decision]:
         """Decide all that can be decided now, each request once."""
         self._dispatcher.run(self._clock.now())
+        while self._left_over:
+            # Money came back for these, and they may not have taken it: the next ones may.
+            self._left_over = False
+            self._unpark()
+            self._dispatcher.run(self._clock.now())
         hedging, self._hedging = self._hedging, []
         for waiter in hedging:
             if not waiter.decided:
@@ -586,6 +592,8 @@ class SchedulerCore:
                 ),
             )
         elif node.may_fit_later(worst):
+            self._left_over |= waiter.unparked
+            waiter.unparked = False
             self._parking.park(node, waiter, worst)
         else:
             self._refuse(waiter, exceeded(node))
@@ -605,6 +613,7 @@ class SchedulerCore:
     def _unpark(self, *, everything: bool = False) -> None:
         """Money came back: those who waited for it try again, before later ones."""
         for waiter in reversed(self._parking.release(everything=everything)):
+            waiter.unparked = True
             self._dispatcher.add(waiter, first=True)
 
     def _refuse_too_late(self, waiter: Waiter, choice: Choice, now_s: float) -> bool:
@@ -633,6 +642,7 @@ class SchedulerCore:
 
     def _decided(self, waiter: Waiter) -> None:
         waiter.decided = True
+        self._left_over |= waiter.unparked
         self._cache.decided(waiter.request)
         self._dispatcher.remove(waiter)
         self._waiters.pop(waiter.request.call_id, None)

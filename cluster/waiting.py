@@ -31,6 +31,7 @@ class Waiter:
         spent: endpoints whose retry quota was used up when it was their turn.
         held: it waits for another call to write a hosted model's cache.
         holds: how often it did.
+        unparked: it waited for money, which has come back and which it has not taken yet.
     """
 
     request: LeaseRequest
@@ -47,6 +48,7 @@ class Waiter:
     why_target: str = ""
     held: bool = False
     holds: int = 0
+    unparked: bool = False
 
     @property
     def is_fallback(self) -> bool:

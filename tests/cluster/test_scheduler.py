@@ -207,6 +207,21 @@ def test_money_in_flight_is_waited_for_and_then_refused_for_good() -> None:
     assert repr(Parking()) == "<Parking waiting=0 budgets=0>"
 
 
+def test_money_that_the_first_in_line_cannot_take_goes_to_the_next() -> None:
+    bed = Bed(hosted(slots=50))
+    worst = bed.take("probe").reserved_usd
+    task = ("job:a", "task:1")
+    bed.core.open_budget(("job:a",), worst * Decimal("1.5"))
+    bed.core.open_budget(task, worst * Decimal("1.2"))
+    lease = bed.take("c0", routing=Routing(budget=task))
+    assert bed.ask("c1", routing=Routing(budget=task)) is None
+    assert bed.ask("c2", routing=Routing(budget=("job:a",))) is None
+    # The job has room for one more; the task of the first who waits has none, and never will.
+    assert bed.tell(ok(lease, str(worst * Decimal("0.4")))) == ["c1", "c2"]
+    assert isinstance(bed.errors["c1"], BudgetExceeded)
+    assert bed.leases["c2"]
+
+
 def test_an_attempt_told_twice_is_one_lease() -> None:
     bed = Bed(replica(0))
     lease = bed.take("c0")

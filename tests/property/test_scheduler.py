@@ -9,6 +9,7 @@ from decimal import Decimal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentcloud.cluster.budget import Path
 from agentcloud.cluster.contracts import Lease, LoadReport, Outcome, Policy, Routing, Settlement
 from agentcloud.cluster.policy import Candidate, score_usd
 from tests.cluster.scheduling import HAIKU, Bed, failed, fleet, hosted, ok, replica
@@ -18,6 +19,8 @@ ACTIONS = (
     + ["ok"] * 3
     + ["paid", "deadline", "fail", "limited", "unknown", "cancel", "wait", "down", "up"]
 )
+CAPS = {("job:a",): Decimal("0.006"), ("job:a", "task:1"): Decimal("0.002")}
+PATHS: list[Path] = [(), ("job:b",), *CAPS]
 STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 1000)), max_size=120)
 
 
@@ -29,6 +32,8 @@ def test_every_history_decides_once_and_gives_everything_back(
     limits = {"main": {"limits": {"*": {"requests_per_minute": 30}}}}
     specs = [replica(0), replica(1), hosted(3)]
     bed = Bed(*specs, config=fleet(accounts=limits, fleet_budget_usd="0.01"))
+    for path, cap in CAPS.items():
+        bed.core.open_budget(path, cap)
     asked: list[str] = []
     open_leases: dict[str, Lease] = {}
     cancelled: set[str] = set()
@@ -40,8 +45,10 @@ def test_every_history_decides_once_and_gives_everything_back(
         for spec in specs:
             state = bed.core.endpoint(spec.name)
             assert 0 <= state.inflight <= state.concurrency.maximum
-        root = bed.core.budgets()[0]
-        assert root.spent_usd + root.reserved_usd + root.unknown_usd <= Decimal("0.01")
+        for budget in bed.core.budgets():
+            assert budget.limit_usd is not None
+            used_usd = budget.spent_usd + budget.reserved_usd + budget.unknown_usd
+            assert used_usd <= budget.limit_usd, budget.scope
         assert bed.core.inflight == len(open_leases)
 
     done: set[str] = set()
@@ -60,6 +67,7 @@ def test_every_history_decides_once_and_gives_everything_back(
                 priority=pick % 3,
                 deadline_s=float(pick % 7) if what == "deadline" else None,
                 policy=list(Policy)[pick % 3],
+                budget=PATHS[pick % 4],
             )
             bed.ask(
                 asked[-1],
