@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 from agentcloud.cluster.circuit import Circuit, Standing
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LoadReport
 from agentcloud.cluster.limits import AccountLimits, AdaptiveConcurrency
+from agentcloud.cluster.line import Line
 from agentcloud.cluster.predict import Estimate, Predictor
 from agentcloud.cluster.prefill import PrefillQueue, pairs_of
 from agentcloud.cluster.prefix import Holding, PrefixIndex
 
 if TYPE_CHECKING:
     from agentcloud.cluster.contracts import LeaseRequest
-    from agentcloud.cluster.fairness import Key
     from agentcloud.cluster.waiting import Group
 
 #: A load report older than this says nothing.
@@ -29,7 +28,7 @@ FEW_FOR_STREAMS: Final = 8
 #: A replica whose calls are expected to need this share of its KV cache gets no more: beyond it the
 #: engine would queue them itself, or preempt and compute them again.
 _KV_FULL: Final = 0.95
-#: Chunks remembered of an endpoint that does not tell its cache's size: 8 million tokens of 512.
+#: Chunks remembered of an endpoint that does not tell its cache's size: 4 million tokens.
 _CHUNKS: Final = 16_384
 #: How long hosted models keep a prefix after its last use.
 HOSTED_TTL_S: Final = 300.0
@@ -213,8 +212,8 @@ class EndpointClass:
 
     __slots__ = (
         "_buckets",
+        "_line",
         "_lowest",
-        "_waiting",
         "backlog",
         "broken",
         "is_local",
@@ -246,7 +245,7 @@ class EndpointClass:
         self.usd_per_s = float(spec.usd_per_hour or Decimal(0)) / 3600.0
         self._buckets: list[dict[str, EndpointState]] = []
         self._lowest = 0
-        self._waiting: list[tuple[Key, int, Group]] = []
+        self._line = Line()
 
     @property
     def name(self) -> str:
@@ -351,37 +350,21 @@ class EndpointClass:
 
     def came_forward(self, group: Group) -> None:
         """A group that waits here stands further in front than before."""
-        heapq.heappush(self._waiting, (group.front(), id(group), group))
+        self._line.push(group)
 
     def front(self) -> Group | None:
-        """The group whose first waiter is next here; outdated entries are mended on the way.
-
-        Others' shares being used up only moves a group back, which is mended here; whoever moves
-        one forward says so (`came_forward`).
-        """
-        waiting = self._waiting
-        while waiting:
-            known, _, group = waiting[0]
-            if self not in group.joined:
-                heapq.heappop(waiting)
-            elif not group.live:
-                group.joined.discard(self)
-                heapq.heappop(waiting)
-            elif (key := group.front()) != known:
-                heapq.heapreplace(waiting, (key, id(group), group))
-            else:
-                return group
-        return None
+        """The group whose first waiter is next here."""
+        return self._line.front(self)
 
     def set_aside(self, group: Group) -> None:
         """Its front group would rather wait elsewhere: let the next one try."""
+        if group is self.front():
+            self._line.drop(group)
         group.joined.discard(self)
-        if self._waiting and self._waiting[0][2] is group:
-            heapq.heappop(self._waiting)
 
     def forget_waiting(self) -> None:
         """Drop all waiting groups (they are about to be formed anew)."""
-        self._waiting.clear()
+        self._line.clear()
         self.backlog = 0
 
     def tell(self, now_s: float) -> str:
