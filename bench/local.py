@@ -117,6 +117,8 @@ def main() -> int:
         "vs_ceiling_256": ratio(figures, "sdk", "ceiling", 256),
         "vs_ray_serve_256": ratio(figures, "sdk", "ray_serve", 256),
         "endpoint_vs_ceiling_256": ratio(figures, "endpoint", "ceiling", 256),
+        "kv_events_on_vs_off_32": ratio(figures, "sdk", "sdk_without_kv_events", 32),
+        "kv_events_on_vs_off_256": ratio(figures, "sdk", "sdk_without_kv_events", 256),
     }
     path = write("local", figures, ratios, BOUNDS)
     kept = ratios_table(ratios, BOUNDS)

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agentcloud.cluster.client_async import AsyncAgentCloud
 from agentcloud.cluster.config import FleetConfig, parse_fleet
@@ -28,21 +28,20 @@ from bench.rounds import MODEL, Send, Stream, serve
 _numbers = itertools.count()
 
 
+#: The same model, whose replica tells nobody what its cache holds.
+SILENT: Final = f"{MODEL}-silent"
+
+
 def fleet(folder: Path) -> FleetConfig:
-    """The engine that every contender uses."""
-    return parse_fleet(
-        {
-            "models": {
-                MODEL: {
-                    "path": str(folder),
-                    "tensor_parallel": 1,
-                    "kv_cache_gib": 0.25,
-                    "context_tokens": 1024,
-                    "max_concurrency": 256,
-                }
-            }
-        }
-    )
+    """The engine that every contender uses, and the same without KV events."""
+    model = {
+        "path": str(folder),
+        "tensor_parallel": 1,
+        "kv_cache_gib": 0.25,
+        "context_tokens": 1024,
+        "max_concurrency": 256,
+    }
+    return parse_fleet({"models": {MODEL: model, SILENT: {**model, "kv_events": False}}})
 
 
 @asynccontextmanager
@@ -84,7 +83,8 @@ async def ceiling(folder: Path) -> AsyncIterator[dict[str, tuple[Send, Stream]]]
 async def ours(folder: Path) -> AsyncIterator[dict[str, tuple[Send, Stream]]]:
     """A fleet on a local Ray: the SDK's whole path, and the endpoint below it alone."""
     start_local_ray(dashboard=False)
-    spec: EndpointSpec = up(fleet(folder)).endpoints[0]
+    specs: tuple[EndpointSpec, ...] = up(fleet(folder)).endpoints
+    (spec,) = (each for each in specs if each.model == MODEL)
     endpoint = LocalEndpoint(spec)
     client = AsyncAgentCloud()
 
@@ -104,8 +104,18 @@ async def ours(folder: Path) -> AsyncIterator[dict[str, tuple[Send, Stream]]]:
             async for event in events:
                 yield event.type
 
+    async def send_silent(params: dict[str, Any]) -> int:
+        return await send_sdk({**params, "model": SILENT})
+
+    def stream_silent(params: dict[str, Any]) -> AsyncIterator[str]:
+        return stream_sdk({**params, "model": SILENT})
+
     try:
-        yield {"sdk": (send_sdk, stream_sdk), "endpoint": (send, stream)}
+        yield {
+            "sdk": (send_sdk, stream_sdk),
+            "sdk_without_kv_events": (send_silent, stream_silent),
+            "endpoint": (send, stream),
+        }
     finally:
         await client.close()
         await endpoint.close()
