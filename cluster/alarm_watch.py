@@ -17,7 +17,7 @@ import structlog
 from agentcloud.cluster.alarm import Alarm
 from agentcloud.cluster.alarms import Alarms, Settings
 from agentcloud.cluster.baselines import Effect
-from agentcloud.cluster.config import Alarming
+from agentcloud.cluster.config_rules import Alarming
 from agentcloud.cluster.contracts import Outcome, Settlement
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.leases import Granted

@@ -14,7 +14,7 @@ from typing import Any
 from anthropic.types import Usage
 
 from agentcloud.cluster.catalog import Catalog
-from agentcloud.cluster.config import Retry
+from agentcloud.cluster.config_rules import Retry
 from agentcloud.cluster.contracts import (
     Answer,
     Call,

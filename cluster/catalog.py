@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from anthropic.types import Usage
 
-from agentcloud.cluster.config import HostedModel
-from agentcloud.cluster.config import Prices as PriceOverride
+from agentcloud.cluster.config_models import HostedModel
+from agentcloud.cluster.config_models import Prices as PriceOverride
 from agentcloud.cluster.contracts import Feature
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.prices import CacheTtl, PriceList, PriceTier, gpu_seconds_usd, is_unpriced

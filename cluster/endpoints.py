@@ -7,7 +7,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from agentcloud.cluster.catalog import HostedEntry, load_catalog
-from agentcloud.cluster.config import Batching, FleetConfig, HostedModel, LocalModel
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.config_models import HostedModel, LocalModel
+from agentcloud.cluster.config_rules import Batching
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, Feature
 from agentcloud.cluster.engine_settings import model_folder
 from agentcloud.cluster.errors import ConfigError

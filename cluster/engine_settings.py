@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.embedded import EMBEDDED_PREFIX, embedded_model_path
 from agentcloud.cluster.errors import ConfigError
 

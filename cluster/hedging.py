@@ -11,7 +11,7 @@ import math
 from collections import deque
 from typing import Final
 
-from agentcloud.cluster.config import Hedge
+from agentcloud.cluster.config_rules import Hedge
 from agentcloud.cluster.pool import EndpointClass
 
 #: Calls of a class that its percentile is taken from, and how often it is taken anew.

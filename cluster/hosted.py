@@ -18,7 +18,7 @@ from anthropic import AsyncAnthropic, AsyncStream, RequestOptions
 from anthropic.types import RawMessageStreamEvent
 from pydantic_core import to_json
 
-from agentcloud.cluster.config import Account
+from agentcloud.cluster.config_models import Account
 from agentcloud.cluster.contracts import Answer, Call, EndpointSpec, Params, Timings
 from agentcloud.cluster.errors import BackendError, ConfigError, StreamBroken, Unusable
 from agentcloud.cluster.fold import MessageFold, message_of

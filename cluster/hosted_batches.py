@@ -11,7 +11,7 @@ from anthropic import AsyncAnthropic
 from anthropic.types.messages import MessageBatch, MessageBatchResult
 from pydantic_core import to_json
 
-from agentcloud.cluster.config import Account
+from agentcloud.cluster.config_models import Account
 from agentcloud.cluster.errors import BackendError, BatchFailed, ConfigError, Unusable
 from agentcloud.cluster.hosted_clients import ClientPool
 from agentcloud.cluster.hosted_errors import of_body, translate

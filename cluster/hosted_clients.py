@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from anthropic import AsyncAnthropic, DefaultAioHttpClient
 
-from agentcloud.cluster.config import Account
+from agentcloud.cluster.config_models import Account
 
 ANTHROPIC_URL: Final = "https://api.anthropic.com"
 #: Server, and where its key comes from: what makes two accounts one client.

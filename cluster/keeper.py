@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import ray
 import structlog
 
-from agentcloud.cluster.config import FleetConfig, LocalModel
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME, EndpointSpec, LoadReport
 from agentcloud.cluster.endpoints import replica_name, replica_spec
 from agentcloud.cluster.errors import AgentCloudError, NoRoom

@@ -13,7 +13,7 @@ import psutil
 import structlog
 from ray.util.placement_group import PlacementGroup
 
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.degrees import Hardware, Workload
 from agentcloud.cluster.engine_settings import engine_settings, model_folder
 from agentcloud.cluster.errors import ConfigError, PlanError, UnplannedModel

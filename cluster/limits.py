@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final
 
 from agentcloud.cluster.buckets import MINUTE_S, TokenBucket
-from agentcloud.cluster.config import Limits
+from agentcloud.cluster.config_models import Limits
 from agentcloud.cluster.contracts import TokenUsage
 from agentcloud.cluster.usual import UsualUse
 

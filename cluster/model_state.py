@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Final
 
-from agentcloud.cluster.config import LocalModel, Replicas
+from agentcloud.cluster.config_models import LocalModel, Replicas
 from agentcloud.cluster.contracts import EndpointSpec
 from agentcloud.cluster.fleet_status import ReplicaState
 from agentcloud.cluster.keeper import Keeper

@@ -8,7 +8,8 @@ from decimal import Decimal
 from typing import Literal, Protocol
 
 from agentcloud.cluster.circuit import Standing
-from agentcloud.cluster.config import FleetConfig, Limits
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.config_models import Limits
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LeaseRequest, LoadReport
 from agentcloud.cluster.demand import Expected
 from agentcloud.cluster.errors import NoEndpoint

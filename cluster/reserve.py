@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.errors import NoRoom, PlanError
 from agentcloud.cluster.placement import Placement, place, place_later
 from agentcloud.cluster.placement_ray import (

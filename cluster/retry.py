@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from agentcloud.cluster.config import Retry
+from agentcloud.cluster.config_rules import Retry
 from agentcloud.cluster.errors import BackendError, BatchFailed, RateLimited, ReplicaLost
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentcloud.cluster.config import Health
+from agentcloud.cluster.config_rules import Health
 from agentcloud.cluster.contracts import LoadReport
 
 #: Restarts back off from this, doubling up to the cap, seconds.

@@ -20,7 +20,7 @@ import pytest_asyncio
 import ray
 from hypothesis import settings
 
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.contracts import RAY_NAMESPACE, Call, EndpointKind, EndpointSpec, Feature
 from agentcloud.cluster.engine_settings import EngineSettings, engine_settings
 from agentcloud.cluster.local import LocalEndpoint

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from anthropic.types import Message
 
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.endpoints import check_model_folder
 from agentcloud.cluster.engine_fork import fork_server
 from agentcloud.cluster.engine_settings import engine_settings, model_folder

@@ -13,7 +13,8 @@ from structlog.testing import capture_logs
 
 from agentcloud.cluster.alarm_watch import AlarmWatch, TaskFacts
 from agentcloud.cluster.alarms import ALL
-from agentcloud.cluster.config import Alarming, parse_fleet
+from agentcloud.cluster.config import parse_fleet
+from agentcloud.cluster.config_rules import Alarming
 from agentcloud.cluster.contracts import (
     Outcome,
     Routing,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentcloud.cluster.catalog import Catalog, gpu_seconds_usd, load_catalog
-from agentcloud.cluster.config import HostedModel, Prices
+from agentcloud.cluster.config_models import HostedModel, Prices
 from agentcloud.cluster.contracts import Feature
 from agentcloud.cluster.errors import ConfigError
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.engine_settings import EngineSettings, engine_settings
 from agentcloud.cluster.errors import ConfigError
 

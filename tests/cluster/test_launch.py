@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from agentcloud.cluster import data
-from agentcloud.cluster.config import LocalModel
+from agentcloud.cluster.config_models import LocalModel
 from agentcloud.cluster.errors import ConfigError, PlanError, UnplannedModel
 from agentcloud.cluster.launch import Degrees, degrees_of
 from agentcloud.cluster.placement import NodeGpus

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from agentcloud.cluster.config import FleetConfig, Replicas, parse_fleet
+from agentcloud.cluster.config import FleetConfig, parse_fleet
+from agentcloud.cluster.config_models import Replicas
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.model_state import ModelState
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcloud.cluster.config import Health
+from agentcloud.cluster.config_rules import Health
 from agentcloud.cluster.contracts import LoadReport
 from agentcloud.cluster.watch import (
     RESTART_CAP_S,

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcloud.cluster.config import Hedge
+from agentcloud.cluster.config_rules import Hedge
 from agentcloud.cluster.contracts import Routing
 from agentcloud.cluster.errors import NoEndpoint
 from agentcloud.cluster.hedging import Hedges

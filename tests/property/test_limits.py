@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentcloud.cluster.config import Limits
+from agentcloud.cluster.config_models import Limits
 from agentcloud.cluster.contracts import TokenUsage
 from agentcloud.cluster.limits import AccountLimits, AdaptiveConcurrency, cooldown_s
 

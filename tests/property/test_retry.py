@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentcloud.cluster.config import Retry
+from agentcloud.cluster.config_rules import Retry
 from agentcloud.cluster.errors import (
     BackendError,
     BudgetExceeded,
