@@ -112,8 +112,9 @@ class Cascade:
         if not self.tiers or len(set(self.tiers)) < len(self.tiers) or AUTO in self.tiers:
             told = ", ".join(self.tiers) or "none"
             raise AgentError(f"Cascade(tiers=({told})): name different tiers, cheapest first")
-        several = isinstance(check, Sequence) and not isinstance(check, str)
-        checks: Sequence[Any] = check if several else (check,)  # type: ignore[assignment]
+        given: Any = check  # Untyped callers may give anything.
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        checks: list[Any] = list(given) if several else [given]
         if wrong := [c for c in checks if not (isinstance(c, _BUILT_IN) or callable(c))]:
             raise AgentError(
                 f"Cascade: {wrong[0]!r} is no check; use schema, agreement(), logprob() or a "

@@ -635,8 +635,9 @@ class SchedulerCore:
         self._refuse(waiter, error)
 
     def _refuse(self, waiter: Waiter, error: AgentCloudError) -> None:
-        self._refused += not waiter.request.spare
-        self._explained.refused(waiter.request, waiter.target, str(error))
+        if not waiter.request.spare:
+            self._refused += 1
+            self._explained.refused(waiter.request, waiter.target, str(error))
         self._decided(waiter)
         self._decisions.append(Refused(waiter.request.call_id, waiter.request.holder, error))
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from agentcloud.cluster.catalog import load_catalog
@@ -135,7 +136,7 @@ class LimitWorld:
         for decision in self.core.poll():
             assert isinstance(decision, Granted)
             lease = decision.lease
-            self._at(self.rng.uniform(0.001, 0.05), lambda lease=lease: self._arrive(lease))  # type: ignore[misc]
+            self._at(self.rng.uniform(0.001, 0.05), partial(self._arrive, lease))
 
     def _arrive(self, lease: Lease) -> None:
         now_s, traffic = self.clock.now(), self.traffic
@@ -177,12 +178,12 @@ class LimitWorld:
             # Tokens are counted as they are made: here in ten steps.
             for step in range(10):
                 made = output * (step + 1) // 10 - output * step // 10
-                self._at(
-                    generation_s * (step + 1) / 10,
-                    lambda made=made: self.limits.take_output(made, self.clock.now()),  # type: ignore[misc]
-                )
+                self._at(generation_s * (step + 1) / 10, partial(self._made, made))
 
         self._at(traffic.ttft_s, begin)
+
+    def _made(self, tokens: int) -> None:
+        self.limits.take_output(tokens, self.clock.now())
 
     def _end(self, settlement: Settlement) -> None:
         self.core.settle(settlement)

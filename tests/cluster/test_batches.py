@@ -199,7 +199,8 @@ async def test_a_batch_written_down_and_never_made_is_sent_once(
         await asyncio.sleep(0.05)
         assert here.made == []
         await crash(here.batchers.pop())
-        client._main.cancel()  # type: ignore[union-attr]
+        assert client._main is not None
+        client._main.cancel()
         here.clients.clear()
         lost.cancel()
         # Another process of another session asks the same.
@@ -217,7 +218,8 @@ async def test_calls_of_a_dead_process_are_taken_over_by_calls_alike_and_paid_on
         dead = here.client(batcher)
         tasks = [asyncio.create_task(dead.ask(ask(text))) for text in "abc"]
         await until(lambda: len(here.made) == 1)
-        dead._main.cancel()  # type: ignore[union-attr]
+        assert dead._main is not None
+        dead._main.cancel()
         dead._main = None
         # Run again at once, and twice the same where it was once: one is new.
         client = here.client(batcher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_what_comes_while_it_writes_is_one_transaction(tmp_path: Path) -> None:
     writer = StoreWriter(store)
     order: list[int] = []
     for index in range(200):
-        writer.put(Batch([lease(str(index))]), lambda index=index: order.append(index))  # type: ignore[misc]
+        writer.put(Batch([lease(str(index))]), partial(order.append, index))
     go_on.set()
     writer.close()
     assert order == list(range(200))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -32,8 +33,8 @@ def core() -> SchedulerCore:
     return core
 
 
-def ask(core: SchedulerCore, call: str, **more: object) -> Granted:
-    core.submit(LeaseRequest(call, "small", 100, 100, **more))  # type: ignore[arg-type]
+def ask(core: SchedulerCore, call: str, **more: Any) -> Granted:
+    core.submit(LeaseRequest(call, "small", 100, 100, **more))
     [granted] = core.poll()
     assert isinstance(granted, Granted)
     return granted
