@@ -53,8 +53,9 @@ class TokenBucket:
 
     def wait_s(self, amount: float, now_s: float) -> float:
         """Seconds until `amount` is there; 0.0 now."""
-        self.refill(now_s)
-        missing = self.clamp(amount) - self.level
+        if now_s > self.updated_s:
+            self.refill(now_s)
+        missing = (amount if amount < self.capacity else self.capacity) - self.level
         return missing * MINUTE_S / self.per_minute if missing > _EPSILON else 0.0
 
     def hold(self, amount: float) -> float:

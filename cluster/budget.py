@@ -130,14 +130,16 @@ class BudgetTree:
 
     def nodes(self, path: Path) -> tuple[BudgetNode, ...]:
         """The open budgets along a path, the fleet's first."""
-        if not path:
+        if not path or len(self._nodes) == 1:
             return (self.root,)
         get = self._nodes.get
         found = [self.root]
-        for depth in range(1, len(path) + 1):
+        for depth in range(1, len(path)):
             node = get(path[:depth])
             if node is not None:
                 found.append(node)
+        if (node := get(path)) is not None:
+            found.append(node)
         return tuple(found)
 
     def obstacle(self, path: Path, amount_usd: Decimal) -> BudgetNode | None:

@@ -45,10 +45,11 @@ class ExplainBook:
 
     def settled(self, call_id: str, lease_id: str, settlement: Settlement | None) -> None:
         """A lease ended; None: nobody settled it in time."""
-        for send in self._calls.get(call_of(call_id), ()):
+        for send in reversed(self._calls.get(call_of(call_id), ())):
             if send.lease is not None and send.lease.lease_id == lease_id:
                 send.settlement = settlement
                 send.expired = settlement is None
+                return
 
     def explain(self, call: str, registry: Registry) -> dict[str, Any] | None:
         """Everything known of a call, JSON-able; None: it is not, or no longer, known.
@@ -94,7 +95,7 @@ class ExplainBook:
 
 def call_of(call_id: str) -> str:
     """The call that a send belongs to: later sends append their number to its id."""
-    return call_id.partition(".")[0]
+    return call_id.partition(".")[0] if "." in call_id else call_id
 
 
 def considered_as_dict(each: Considered) -> dict[str, Any]:

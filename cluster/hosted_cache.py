@@ -23,12 +23,12 @@ class HostedCache:
 
     def came(self, request: LeaseRequest) -> None:
         """A request waits for a decision."""
-        if request.prefix and self._registry.config.hosted:
+        if self._registry.config.hosted:
             self._warming.came(request)
 
     def decided(self, request: LeaseRequest) -> None:
         """It no longer does."""
-        if request.prefix and self._registry.config.hosted:
+        if self._registry.config.hosted:
             self._warming.decided(request)
 
     def hold_until(self, waiter: Waiter, choice: Choice, now_s: float) -> float | None:

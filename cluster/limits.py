@@ -58,15 +58,15 @@ class AccountLimits:
 
     def wait_s(self, input_tokens: int, output_tokens: int, now_s: float) -> float:
         """Seconds until a call of these sizes may be sent; 0.0 now."""
-        wait_s = max(0.0, self.cooled_until_s - now_s)
-        for bucket, amount in (
-            (self.requests, 1.0),
-            (self.input_tokens, float(input_tokens)),
-            (self.output_tokens, self.usual.output_tokens(output_tokens)),
-        ):
-            if bucket is not None:
-                wait_s = max(wait_s, bucket.wait_s(amount, now_s))
-        return wait_s
+        requests, inputs, outputs = self.requests, self.input_tokens, self.output_tokens
+        waits = [self.cooled_until_s - now_s, 0.0]
+        if requests is not None:
+            waits.append(requests.wait_s(1.0, now_s))
+        if inputs is not None:
+            waits.append(inputs.wait_s(float(input_tokens), now_s))
+        if outputs is not None:
+            waits.append(outputs.wait_s(self.usual.output_tokens(output_tokens), now_s))
+        return max(waits)
 
     def period_s(self, input_tokens: float, output_tokens: float) -> float:
         """Seconds between calls of this size that the limits sustain; 0.0 when unlimited."""

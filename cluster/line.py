@@ -33,14 +33,14 @@ class _JobLine:
     def front(self, cls: EndpointClass) -> Group | None:
         groups = self.groups
         while groups:
-            due_s, seq, _, group = groups[0]
+            _, seq, _, group = groups[0]
             if cls not in group.joined:
                 heapq.heappop(groups)
             elif not group.live:
                 group.joined.discard(cls)
                 heapq.heappop(groups)
-            elif (place := group.front()[2:]) != (due_s, seq):
-                heapq.heapreplace(groups, (*place, id(group), group))
+            elif (first := group.first())[1] != seq:
+                heapq.heapreplace(groups, (*first, id(group), group))
             else:
                 return group
         return None
@@ -95,8 +95,7 @@ class Line:
         if line is None:
             line = above.lines[job] = _JobLine(job)
             heapq.heappush(above.jobs, (job.tag, id(line), line))
-        _, _, due_s, seq = group.front()
-        heapq.heappush(line.groups, (due_s, seq, id(group), group))
+        heapq.heappush(line.groups, (*group.first(), id(group), group))
 
     def front(self, cls: EndpointClass) -> Group | None:
         """The group whose first request is next at the class."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from agentcloud.cluster.contracts import LeaseRequest
     from agentcloud.cluster.waiting import Group
 
+#: Looked up often: a member of an enumeration takes six times as long to get at.
+_UP: Final = Standing.UP
 #: A load report older than this says nothing.
 STALE_S: Final = 5.0
 #: How many of the least loaded members of a class a choice compares; more where the time to the
@@ -84,7 +86,10 @@ class EndpointState:
         kv_tokens = self.spec.kv_tokens
         if kv_tokens is not None and self.kv_held >= _KV_FULL * kv_tokens and self.inflight:
             return False
-        return self.circuit.admits(self.inflight, self.concurrency.limit, now_s)
+        inflight, limit, circuit = self.inflight, self.concurrency.limit, self.circuit
+        if circuit.standing is _UP:  # As `circuit.admits` has it: nearly always, and often.
+            return inflight < limit
+        return circuit.admits(inflight, limit, now_s)
 
     def running(self, now_s: float) -> int:
         """Calls it works on: ours, and others' by its last report if that is fresh."""
@@ -254,23 +259,27 @@ class EndpointClass:
 
     def place(self, state: EndpointState, now_s: float) -> None:
         """Put a member where its load and health belong; call after every change of either."""
-        member = self.members.get(state.spec.name) is state
+        name, buckets = state.spec.name, self._buckets
+        member = self.members.get(name) is state
         target = state.inflight if member and state.admits(now_s) else -1
         if target != state.bucket:
             if state.bucket >= 0:
-                del self._buckets[state.bucket][state.spec.name]
-            while target >= len(self._buckets):
-                self._buckets.append({})
+                del buckets[state.bucket][name]
+            while target >= len(buckets):
+                buckets.append({})
             if target >= 0:
-                self._buckets[target][state.spec.name] = state
-                self._lowest = min(self._lowest, target)
+                buckets[target][name] = state
+                if target < self._lowest:
+                    self._lowest = target
                 # So that nobody looks through them once a peak is over.
-                while not self._buckets[-1]:
-                    self._buckets.pop()
+                while not buckets[-1]:
+                    buckets.pop()
             state.bucket = target
-        slots = state.concurrency.limit if member and state.circuit.is_answering else 0
-        self.slots += slots - state.slots
-        state.slots = slots
+        up = member and state.circuit.standing is _UP
+        slots = state.concurrency.limit if up else 0
+        if slots != state.slots:
+            self.slots += slots - state.slots
+            state.slots = slots
 
     def has_room(self) -> bool:
         """Whether some member admits a call (its account's limits are another question)."""
@@ -287,16 +296,15 @@ class EndpointClass:
         """The best of the few least loaded members and of those that hold the longest prefix."""
         if not self.has_room():
             return None
-        input_tokens = request.input_tokens
-        few = self._few(request, avoid, now_s)
-        if len(few) == 1 and not request.prefix:
-            only = few[0]
+        input_tokens, predictor = request.input_tokens, self.predictor
+        if len(self.members) == 1 and not (request.prefix or avoid):
+            only = next(iter(self.members.values()))
             estimate = only.estimate(input_tokens, output_tokens, now_s)
             return Pick(only, estimate, 0, felt(estimate, request))
-        predictor = self.predictor
+        few = self._few(request, avoid, now_s)
         base_s, token_s, pair_s, running_s = predictor.line(output_tokens, ttft_only=request.stream)
         ttft, prefix = predictor.ttft, request.prefix
-        best, best_s, best_cached = None, float("inf"), 0
+        best, best_s = None, float("inf")
         for state in few:
             cached = state.cached_tokens(request, now_s) if prefix else 0
             own = float(input_tokens - cached)
@@ -311,17 +319,22 @@ class EndpointClass:
                 base_s + token_s * own + pair_s * pairs + running_s * running
             )
             if felt_s < best_s:
-                best, best_s, best_cached = state, felt_s, cached
+                best, best_s = state, felt_s
+                load = running, own, pairs, cached
         if best is None:
             return None
-        estimate = best.estimate(input_tokens, output_tokens, now_s, best_cached)
-        return Pick(best, estimate, best_cached, felt(estimate, request))
+        running, own, pairs, cached = load
+        estimate = predictor.estimate(running, own, output_tokens, best.slowness, pairs)
+        return Pick(best, estimate, cached, felt(estimate, request))
 
     def _few(
         self, request: LeaseRequest, avoid: frozenset[str], now_s: float
     ) -> list[EndpointState]:
         """The few least loaded members, and those that hold the longest prefix."""
         few = FEW_FOR_STREAMS if request.stream else FEW
+        least = self._buckets[self._lowest]
+        if len(least) >= few and not (avoid or request.prefix):
+            return list(itertools.islice(least.values(), few))
         found: list[EndpointState] = []
         for bucket in itertools.islice(self._buckets, self._lowest, None):
             if bucket:
@@ -369,7 +382,7 @@ class EndpointClass:
 
     def tell(self, now_s: float) -> str:
         """Why it has no room, in words."""
-        if any(state.circuit.is_answering for state in self.members.values()):
+        if self.slots:
             return "busy"
         first = next(iter(self.members.values()), None)
         return first.circuit.tell(now_s) if first else "gone"

@@ -266,25 +266,29 @@ class SchedulerCore:
             return
         if request.call_id in self._waiters:
             return
-        now_s = self._clock.now()
+        now_s, config = self._clock.now(), self._registry.config
         deadline_s = request.routing.deadline_s
         self._seq += 1
         asked = self._registry.target(request)
-        target = self._fallbacks.choose(request, asked, now_s)
+        target, why_target = asked, ""
+        if self._fallbacks:
+            chosen = self._fallbacks.choose(request, asked, now_s)
+            target, why_target = chosen.name, chosen.why
         waiter = Waiter(
             request,
             self._seq,
             now_s,
             None if deadline_s is None else now_s + deadline_s,
-            target.name,
-            request.routing.policy or self.config.policy,
+            target,
+            request.routing.policy or config.policy,
             asked=asked,
-            why_target=target.why,
+            why_target=why_target,
         )
         self._waiters[request.call_id] = waiter
-        self._cache.came(request)
-        if len(self._waiters) > self.config.max_waiting:
-            self._refuse(waiter, _full(self.config.max_waiting))
+        if request.prefix:
+            self._cache.came(request)
+        if len(self._waiters) > config.max_waiting:
+            self._refuse(waiter, _full(config.max_waiting))
             return
         if request.spare:
             self._hedging.append(waiter)
@@ -332,8 +336,9 @@ class SchedulerCore:
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
-            # Without a stream nobody hears of a first token before the end.
-            self.warmed(settlement.lease_id, written=settlement.outcome is Outcome.OK)
+            if ended.lease.warms:
+                # Without a stream nobody hears of a first token before the end.
+                self.warmed(settlement.lease_id, written=settlement.outcome is Outcome.OK)
             self._explained.settled(ended.lease.call_id, settlement.lease_id, settlement)
             if settlement.outcome is Outcome.OK or settlement.beaten:
                 self._hedges.learn(ended.state.cls, now_s - ended.granted_s)
@@ -644,7 +649,8 @@ class SchedulerCore:
     def _decided(self, waiter: Waiter) -> None:
         waiter.decided = True
         self._left_over |= waiter.unparked
-        self._cache.decided(waiter.request)
+        if waiter.request.prefix:
+            self._cache.decided(waiter.request)
         self._dispatcher.remove(waiter)
         self._waiters.pop(waiter.request.call_id, None)
 

@@ -10,6 +10,7 @@ A paid lease is on disk before its holder has it. Calls that cost nothing never 
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 import time
@@ -51,6 +52,9 @@ from agentcloud.cluster.store import open_store
 from agentcloud.cluster.store_writer import StoreWriter
 
 HOLDER_TIMEOUT_S: Final = 15.0
+#: Objects made between two passes of the garbage collector. What the scheduler makes is freed by
+#: its count of references; Python's 700 would have it look for cycles after every few calls.
+GC_OBJECTS: Final = 20_000
 #: A scheduler that has just started is told its endpoints within this.
 REJOIN_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 5.0
@@ -123,6 +127,7 @@ class Scheduler:
             fleet: id of the fleet, under which budgets and paid leases are stored; None: nowhere.
         """
         configure_logs(actor=SCHEDULER_NAME)
+        gc.set_threshold(GC_OBJECTS)
         self._lock = threading.Lock()
         self._clock = SystemClock()
         self._core = SchedulerCore(

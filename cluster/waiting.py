@@ -167,6 +167,13 @@ class Group:
             due_s = waiter.submitted_s + PATIENCE_S
         return tenant, flow.tag, due_s, waiter.seq
 
+    def first(self) -> tuple[float, int]:
+        """Where its first request stands in its flow; it must have one."""
+        head = self.head()
+        assert head is not None
+        due_s = head.deadline_s
+        return head.submitted_s + PATIENCE_S if due_s is None else due_s, head.seq
+
     def front(self) -> Key:
         """Where its first request stands."""
         head = self.head()
@@ -175,7 +182,12 @@ class Group:
     @property
     def able(self) -> int:
         """Endpoints able to serve it."""
-        return 1 if self.pin else sum(len(option.cls.members) for option in self.options)
+        if self.pin:
+            return 1
+        able = 0
+        for option in self.options:
+            able += len(option.cls.members)
+        return able
 
     def __repr__(self) -> str:
         models = ",".join(option.cls.spec.model for option in self.options)
