@@ -17,24 +17,14 @@ from pathlib import Path as FilePath
 from typing import Any, Final
 
 from sqlalchemy import (
-    Column,
     Connection,
     Engine,
-    Float,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    bindparam,
     create_engine,
     delete,
     event,
     insert,
     inspect,
-    or_,
     select,
-    update,
 )
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -44,11 +34,13 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import (
     Batch,
     BudgetRow,
+    LeaseEnd,
     LeaseState,
     PaidLease,
     Saved,
     SavedLease,
 )
+from agentcloud.cluster.store_tables import BUDGETS, FLEETS, LEASES, META, VERSION, Statements
 
 SCHEMA_VERSION: Final = 1
 #: Ended leases are kept so long, for whoever asks what was paid.
@@ -56,43 +48,6 @@ KEEP_S: Final = 30 * 86400.0
 #: Leases of unknown cost that are read back: their cost may still be told.
 _UNKNOWN_KEPT: Final = 10_000
 _BUSY_TIMEOUT_S: Final = 10.0
-
-_META = MetaData()
-_VERSION = Table("agentcloud_schema", _META, Column("version", Integer, primary_key=True))
-_FLEETS = Table(
-    "fleets",
-    _META,
-    Column("fleet", String(64), primary_key=True),
-    Column("began_unix_s", Float, nullable=False),
-)
-# Money is text: SQLite has no exact decimals.
-_BUDGETS = Table(
-    "budgets",
-    _META,
-    Column("fleet", String(64), primary_key=True),
-    Column("path", String(1024), primary_key=True),
-    Column("limit_usd", String(64)),
-    Column("spent_usd", String(64), nullable=False),
-    Column("unknown_usd", String(64), nullable=False),
-)
-_LEASES = Table(
-    "paid_leases",
-    _META,
-    Column("lease_id", String(128), primary_key=True),
-    Column("fleet", String(64), nullable=False),
-    Column("call_id", String(256), nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("holder", String(256), nullable=False),
-    Column("endpoint", String(256), nullable=False),
-    Column("budget", String(1024), nullable=False),
-    Column("reserved_usd", String(64), nullable=False),
-    Column("granted_unix_s", Float, nullable=False),
-    Column("expires_unix_s", Float, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("cost_usd", String(64)),
-    Column("ended_unix_s", Float),
-    Index("paid_leases_open", "fleet", "state"),
-)
 
 
 class Store:
@@ -109,11 +64,14 @@ class Store:
         self._engine = engine
         self._fleet = fleet
         self._wall_s = wall_s
+        #: Budgets that have a row.
+        self._paths: set[str] = set()
         where = engine.url.render_as_string(hide_password=True)
         try:
             with engine.begin() as connection:
                 _prepare(connection, where)
                 self.is_new = self._begin(connection)
+            self._statements = Statements(engine)
         except SQLAlchemyError as error:
             engine.dispose()
             raise ConfigError(
@@ -139,15 +97,13 @@ class Store:
                     Decimal(row.spent_usd),
                     Decimal(row.unknown_usd),
                 )
-                for row in connection.execute(
-                    select(_BUDGETS).where(_BUDGETS.c.fleet == self._fleet)
-                )
+                for row in connection.execute(select(BUDGETS).where(BUDGETS.c.fleet == self._fleet))
             ]
-            mine = select(_LEASES).where(_LEASES.c.fleet == self._fleet)
-            granted = mine.where(_LEASES.c.state == LeaseState.GRANTED)
+            mine = select(LEASES).where(LEASES.c.fleet == self._fleet)
+            granted = mine.where(LEASES.c.state == LeaseState.GRANTED)
             unknown = (
-                mine.where(_LEASES.c.state == LeaseState.UNKNOWN)
-                .order_by(_LEASES.c.ended_unix_s.desc())
+                mine.where(LEASES.c.state == LeaseState.UNKNOWN)
+                .order_by(LEASES.c.ended_unix_s.desc())
                 .limit(_UNKNOWN_KEPT)
             )
             leases = [
@@ -167,64 +123,21 @@ class Store:
         Raises:
             SQLAlchemyError: it was not written.
         """
-        now_s, fleet = self._wall_s(), self._fleet
+        now_s, fleet, write = self._wall_s(), self._fleet, self._statements
+        rows = [_budget(row, fleet) for row in batch.budgets]
+        told = {_key(row.path) for row in batch.budgets}
+        gone = {_key(path) for path in batch.closed}
+        fresh = told if again else told - self._paths
         with self._engine.begin() as connection:
-            if again and batch.granted:
-                ids = [{"id": lease.lease_id} for lease in batch.granted]
-                connection.execute(
-                    delete(_LEASES).where(_LEASES.c.lease_id == bindparam("id")), ids
-                )
-            if batch.granted:
-                connection.execute(
-                    insert(_LEASES),
-                    [
-                        {
-                            "lease_id": lease.lease_id,
-                            "fleet": fleet,
-                            "call_id": lease.call_id,
-                            "attempt": lease.attempt,
-                            "holder": lease.holder,
-                            "endpoint": lease.endpoint,
-                            "budget": _key(lease.budget),
-                            "reserved_usd": str(lease.reserved_usd),
-                            "granted_unix_s": now_s,
-                            "expires_unix_s": now_s + lease.lifetime_s,
-                            "state": LeaseState.GRANTED,
-                        }
-                        for lease in batch.granted
-                    ],
-                )
-            if batch.ended:
-                connection.execute(
-                    _END,
-                    [
-                        {
-                            "id": end.lease_id,
-                            "new_state": end.state,
-                            "cost": None if end.cost_usd is None else str(end.cost_usd),
-                            "now_s": now_s,
-                        }
-                        for end in batch.ended
-                    ],
-                )
-            # Delete and insert, because no one way of updating or inserting is every database's.
-            gone = [*batch.closed, *(row.path for row in batch.budgets)]
-            if gone:
-                connection.execute(_FORGET, [{"of": fleet, "at": _key(path)} for path in gone])
-            if batch.budgets:
-                connection.execute(
-                    insert(_BUDGETS),
-                    [
-                        {
-                            "fleet": fleet,
-                            "path": _key(row.path),
-                            "limit_usd": None if row.limit_usd is None else str(row.limit_usd),
-                            "spent_usd": str(row.spent_usd),
-                            "unknown_usd": str(row.unknown_usd),
-                        }
-                        for row in batch.budgets
-                    ],
-                )
+            if again:
+                write.drop_lease.run(connection, [{"id": each.lease_id} for each in batch.granted])
+            write.grant.run(connection, [_granted(each, fleet, now_s) for each in batch.granted])
+            write.end.run(connection, [_ended(each, now_s) for each in batch.ended])
+            forgotten = gone | told if again else gone
+            write.forget.run(connection, [{"of": fleet, "at": key} for key in forgotten])
+            write.change.run(connection, [row for row in rows if row["at"] not in fresh])
+            write.open.run(connection, [row for row in rows if row["at"] in fresh])
+        self._paths = (self._paths - gone) | told
 
     def close(self) -> None:
         """Close its connections."""
@@ -234,30 +147,16 @@ class Store:
         """Begin the fleet, or go on with it; whether it is new."""
         now_s = self._wall_s()
         connection.execute(
-            delete(_LEASES).where(
-                _LEASES.c.ended_unix_s < now_s - KEEP_S, _LEASES.c.state != LeaseState.UNKNOWN
+            delete(LEASES).where(
+                LEASES.c.ended_unix_s < now_s - KEEP_S, LEASES.c.state != LeaseState.UNKNOWN
             )
         )
-        known = connection.execute(select(_FLEETS).where(_FLEETS.c.fleet == self._fleet)).first()
+        known = connection.execute(select(FLEETS).where(FLEETS.c.fleet == self._fleet)).first()
         if known is None:
-            connection.execute(insert(_FLEETS), {"fleet": self._fleet, "began_unix_s": now_s})
+            connection.execute(insert(FLEETS), {"fleet": self._fleet, "began_unix_s": now_s})
+        mine = select(BUDGETS.c.path).where(BUDGETS.c.fleet == self._fleet)
+        self._paths = set(connection.execute(mine).scalars())
         return known is None
-
-
-_END = (
-    update(_LEASES)
-    .where(
-        _LEASES.c.lease_id == bindparam("id"),
-        # A cost is told once; only what was open or unknown can learn it.
-        or_(_LEASES.c.state == LeaseState.GRANTED, _LEASES.c.state == LeaseState.UNKNOWN),
-    )
-    .values(
-        state=bindparam("new_state"), cost_usd=bindparam("cost"), ended_unix_s=bindparam("now_s")
-    )
-)
-_FORGET = delete(_BUDGETS).where(
-    _BUDGETS.c.fleet == bindparam("of"), _BUDGETS.c.path == bindparam("at")
-)
 
 
 def open_store(url: str | None, fleet: str) -> Store:
@@ -300,17 +199,48 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
 
 def _prepare(connection: Connection, where: str) -> None:
     """Create what is missing; refuse what is newer."""
-    if inspect(connection).has_table(_VERSION.name):
-        found = connection.execute(select(_VERSION.c.version)).scalar()
+    if inspect(connection).has_table(VERSION.name):
+        found = connection.execute(select(VERSION.c.version)).scalar()
         if found is not None and found > SCHEMA_VERSION:
             raise ConfigError(
                 f"{where} was written by a newer agentcloud (its schema is {found}, this one "
                 f"knows {SCHEMA_VERSION}); upgrade agentcloud, or name another database",
                 where="fleet.yaml: store",
             )
-    _META.create_all(connection)
-    if connection.execute(select(_VERSION.c.version)).scalar() is None:
-        connection.execute(insert(_VERSION), {"version": SCHEMA_VERSION})
+    META.create_all(connection)
+    if connection.execute(select(VERSION.c.version)).scalar() is None:
+        connection.execute(insert(VERSION), {"version": SCHEMA_VERSION})
+
+
+def _granted(lease: PaidLease, fleet: str, now_s: float) -> dict[str, Any]:
+    return {
+        "lease_id": lease.lease_id,
+        "fleet": fleet,
+        "call_id": lease.call_id,
+        "attempt": lease.attempt,
+        "holder": lease.holder,
+        "endpoint": lease.endpoint,
+        "budget": _key(lease.budget),
+        "reserved_usd": str(lease.reserved_usd),
+        "granted_unix_s": now_s,
+        "expires_unix_s": now_s + lease.lifetime_s,
+        "state": LeaseState.GRANTED.value,
+    }
+
+
+def _ended(end: LeaseEnd, now_s: float) -> dict[str, Any]:
+    cost = None if end.cost_usd is None else str(end.cost_usd)
+    return {"id": end.lease_id, "new_state": end.state.value, "cost": cost, "now_s": now_s}
+
+
+def _budget(row: BudgetRow, fleet: str) -> dict[str, Any]:
+    return {
+        "of": fleet,
+        "at": _key(row.path),
+        "cap": None if row.limit_usd is None else str(row.limit_usd),
+        "spent": str(row.spent_usd),
+        "unknown": str(row.unknown_usd),
+    }
 
 
 def _saved(row: Any, now_s: float) -> SavedLease:

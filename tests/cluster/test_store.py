@@ -1,8 +1,9 @@
-"""The store on real SQLite: what was written is found again; newer and broken ones are refused."""
+"""The store, on real SQLite and PostgreSQL: what was written is found; broken ones are refused."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import Batch, BudgetRow, LeaseEnd, LeaseState, PaidLease
 from agentcloud.cluster.store import Store, open_store
 from agentcloud.cluster.store_writer import StoreWriter
+from tests.postgres import BIN, postgres
 
 JOB = ("job:a", "task:a/1")
 
@@ -28,8 +30,20 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'deep' / 'store.db'}"
 
 
-def test_a_fleet_finds_what_it_wrote_and_another_finds_nothing(tmp_path: Path) -> None:
-    store = open_store(url(tmp_path), "one")
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database."""
+    if request.param == "sqlite":
+        yield url(tmp_path)
+    elif BIN is None:
+        pytest.skip("scripts/apt.sh installs postgresql")
+    else:
+        with postgres() as found:
+            yield found
+
+
+def test_a_fleet_finds_what_it_wrote_and_another_finds_nothing(database: str) -> None:
+    store = open_store(database, "one")
     assert store.is_new
     store.write(
         Batch(
@@ -52,7 +66,7 @@ def test_a_fleet_finds_what_it_wrote_and_another_finds_nothing(tmp_path: Path) -
         )
     )
     store.close()
-    found = open_store(url(tmp_path), "one")
+    found = open_store(database, "one")
     assert not found.is_new
     saved = found.load()
     assert saved.budgets == [BudgetRow((), None, Decimal("0.1"), Decimal("0.25"))]
@@ -64,8 +78,14 @@ def test_a_fleet_finds_what_it_wrote_and_another_finds_nothing(tmp_path: Path) -
     # The cost of an unknown one becomes known.
     found.write(Batch(ended=[LeaseEnd("c", LeaseState.SETTLED, Decimal("0.2"))]))
     assert [each.row.lease_id for each in found.load().leases] == ["a"]
+    # Told again, as after a connection that was lost in the middle of a commit.
+    found.write(Batch([lease("d")], budgets=[BudgetRow((), None, Decimal(1), Decimal(0))]))
+    again = Batch([lease("d")], budgets=[BudgetRow((), None, Decimal(2), Decimal(0))])
+    found.write(again, again=True)
+    assert found.load().budgets == list(again.budgets)
+    assert {each.row.lease_id for each in found.load().leases} == {"a", "d"}
     found.close()
-    other = open_store(url(tmp_path), "two")
+    other = open_store(database, "two")
     assert other.is_new
     assert (other.load().budgets, other.load().leases) == ([], [])
     other.close()

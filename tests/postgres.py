@@ -1,0 +1,54 @@
+"""A real PostgreSQL of a test's own, on a Unix socket in a folder that goes with it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+_FOUND: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+BIN: Final = _FOUND[-1] if _FOUND else None
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """A server for as long as the block lasts; its URL as SQLAlchemy's."""
+    assert BIN is not None
+    folder = Path(tempfile.mkdtemp(prefix="agentcloud-pg-"))
+    # The server refuses to be root; Debian's package made a user for it.
+    account = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if account:
+        shutil.chown(folder, "postgres")
+    data = folder / "data"
+    try:
+        _run([*account, BIN / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync"])
+        options = f"-c listen_addresses='' -k {folder}"
+        _run(
+            [
+                *account,
+                BIN / "pg_ctl",
+                "-D",
+                data,
+                "-w",
+                "-l",
+                folder / "log",
+                "-o",
+                options,
+                "start",
+            ]
+        )
+        try:
+            yield f"postgresql+psycopg://test@/postgres?host={folder}"
+        finally:
+            _run([*account, BIN / "pg_ctl", "-D", data, "-m", "fast", "stop"])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(command: list[str | Path]) -> None:
+    subprocess.run(command, check=True, capture_output=True, cwd="/", timeout=60)
