@@ -140,7 +140,13 @@ class Scaler:
         more = (replicas + 1) * pace
         waiting_s = without - waited_s(load.waiting, load.arrivals_per_s, [*until, (end_s, more)])
         spilled_usd = _taken_back_usd(more, load) - _taken_back_usd(replicas * pace, load)
-        return waiting_s * self._usd_per_s + spilled_usd * self._keep_s
+        saved_usd = waiting_s * self._usd_per_s + spilled_usd * self._keep_s
+        if load.hosted_usd is None:
+            return saved_usd
+        # No call costs more than the hosted one does, there or in waiting for less: as `_spares`
+        # has it, or one would be started for what it is then not worth keeping for.
+        calls = (load.arrivals_per_s + load.spilled_per_s) * end_s
+        return min(saved_usd, max(float(load.waiting), calls) * load.hosted_usd)
 
     def _price_usd(self, crew: Crew) -> float:
         return (crew.usd_per_hour or 0.0) / 3600.0 * (crew.start_s + self._keep_s)

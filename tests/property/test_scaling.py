@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.clock import FakeClock
@@ -110,6 +110,7 @@ HOSTED = st.sampled_from([None, 0.0001, 0.01])
 
 @settings(max_examples=80, deadline=None)
 @given(st.floats(0.5, 40), st.floats(0.5, 10), st.integers(0, 3), st.integers(0, 7), PRICES, HOSTED)
+@example(1.25, 1.125, 1, 1, 0.5, 0.0001)
 def test_under_constant_load_the_target_settles(
     calls_per_s: float,
     pace: float,
