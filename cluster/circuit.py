@@ -22,7 +22,7 @@ class Standing(StrEnum):
 
 
 #: Looked up often: a member of an enumeration takes six times as long to get at.
-_UP: Final = Standing.UP
+UP: Final = Standing.UP
 
 
 class Circuit:
@@ -44,14 +44,14 @@ class Circuit:
 
     def admits(self, inflight: int, limit: int, now_s: float) -> bool:
         """Whether one more call may be granted."""
-        if self.standing is _UP:
+        if self.standing is UP:
             return inflight < limit
         return self.standing is Standing.COOLING and now_s >= self.until_s
 
     @property
     def is_answering(self) -> bool:
         """Whether it is in rotation with all its slots."""
-        return self.standing is _UP
+        return self.standing is UP
 
     def on_grant(self) -> None:
         """A call was granted: after a cooldown it is the probe."""
@@ -60,7 +60,7 @@ class Circuit:
 
     def on_ok(self, granted_s: float) -> None:
         """A call was answered, or refused by an endpoint that is well."""
-        if self.standing is _UP:
+        if self.standing is UP:
             self.failures = 0
         elif self._is_probe(granted_s):
             self.standing = Standing.UP
@@ -82,7 +82,7 @@ class Circuit:
             now_s: now.
             rest_s: the rest that the server asked for; it is obeyed at the first failure.
         """
-        if self.standing is _UP:
+        if self.standing is UP:
             if granted_s < self.until_s and not rest_s:
                 return  # Of a call from before the last cooldown: it has recovered since.
             self.failures += 1
@@ -111,7 +111,7 @@ class Circuit:
 
     def tell(self, now_s: float) -> str:
         """Its standing in words."""
-        if self.standing is _UP:
+        if self.standing is UP:
             return "up"
         if self.standing is Standing.COOLING:
             return f"cooling for {max(0.0, self.until_s - now_s):.3g} s ({self.why})"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from agentcloud.cluster.chains import chains
 from agentcloud.cluster.contracts import LeaseRequest
-from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.registry import Registry
 
 

@@ -17,10 +17,10 @@ from typing import Final
 
 from agentcloud.cluster.budget import ZERO, BudgetTree, Reservation
 from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement, Why
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.former import Held
 from agentcloud.cluster.journal import Journal, is_paid
-from agentcloud.cluster.limits import Hold
-from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.limits import AccountLimits, Hold
 from agentcloud.cluster.standing import Totals
 from agentcloud.cluster.verdict import judge, learn
 from agentcloud.cluster.weighing import Choice, considered
@@ -64,6 +64,8 @@ class Granted:
     max_output_tokens: int
     per_token_s: float | None
     kind: str = ""
+    #: In advance, for a call that has not come.
+    spare: bool = False
 
 
 class LeaseBook:
@@ -88,7 +90,6 @@ class LeaseBook:
         self._by_call: dict[str, Granted] = {}
         self._expiries: list[tuple[float, str]] = []
         self._expired: OrderedDict[str, Granted] = OrderedDict()
-        self._spares: set[str] = set()
 
     def grant(
         self,
@@ -115,14 +116,7 @@ class LeaseBook:
             raise ValueError("a choice without a free endpoint cannot be granted")
         reservation = self.budgets.reserve(request.routing.budget, reserved_usd)
         cls = state.cls
-        hold = None
-        if cls.limiter is not None:
-            hold = cls.limiter.hold(
-                request.input_tokens,
-                request.max_output_tokens,
-                now_s,
-                request.prefix[0] if request.prefix else None,
-            )
+        hold = _hold(cls.limiter, request, now_s)
         queue = state.queue
         queue.drain(cls.predictor.ttft, now_s)
         ahead = queue.tokens, queue.pairs
@@ -163,20 +157,24 @@ class LeaseBook:
             request.max_output_tokens,
             estimate.per_token_s if estimate.known else None,
             request.routing.kind,
+            request.spare,
         )
         self._put(granted)
         if self._journal is not None:
             self._journal.granted(request, lease)
-        if request.spare:
-            self._spares.add(lease.lease_id)
         return lease
 
     def bind(self, lease_id: str, request: LeaseRequest) -> Lease | None:
         """A call took a lease that was granted in advance; None: it has ended."""
         granted = self._open.get(lease_id)
-        if granted is None or lease_id not in self._spares:
+        if granted is None or not granted.spare:
             return None
-        self._spares.discard(lease_id)
+        granted.spare = False
+        granted.kind = request.routing.kind
+        granted.input_tokens, granted.max_output_tokens = (
+            request.input_tokens,
+            request.max_output_tokens,
+        )
         self._forget_call(granted)
         granted.lease = replace(granted.lease, call_id=request.call_id)
         granted.reservation = self.budgets.reserve(request.routing.budget, ZERO)
@@ -188,14 +186,7 @@ class LeaseBook:
     ) -> None:
         """Count a lease that an earlier scheduler granted; its prompt is taken to be read."""
         request, lease, cls = held.request, held.lease, state.cls
-        hold = None
-        if cls.limiter is not None:
-            hold = cls.limiter.hold(
-                request.input_tokens,
-                request.max_output_tokens,
-                now_s,
-                request.prefix[0] if request.prefix else None,
-            )
+        hold = _hold(cls.limiter, request, now_s)
         kv = state.adopted(request)
         cls.place(state, now_s)
         granted_s = now_s - held.age_s
@@ -215,6 +206,7 @@ class LeaseBook:
                 kv,
                 request.max_output_tokens,
                 None,
+                request.routing.kind,
             )
         )
 
@@ -264,9 +256,8 @@ class LeaseBook:
         judge(state, granted.granted_s, settlement, now_s, wall_s)
         if settlement.outcome is Outcome.OK and settlement.usage is not None:
             learn(granted, settlement, settlement.usage)
-        if settlement.lease_id in self._spares:
+        if granted.spare:
             # Nobody took it: no call, so none was cancelled.
-            self._spares.discard(settlement.lease_id)
             cls.place(state, now_s)
             return granted
         totals = self._total(granted)
@@ -321,9 +312,7 @@ class LeaseBook:
             state.cls.limiter.settle(granted.hold, None, sent=True, now_s=now_s)
         state.circuit.on_nothing(granted.granted_s)
         state.cls.place(state, now_s)
-        if lease_id in self._spares:
-            self._spares.discard(lease_id)
-        else:
+        if not granted.spare:
             self._keep(lease_id, granted)
             self._total(granted).expired += 1
         return Expired(
@@ -370,3 +359,10 @@ class LeaseBook:
         if totals is None:
             totals = self.totals[name] = Totals()
         return totals
+
+
+def _hold(limiter: AccountLimits | None, request: LeaseRequest, now_s: float) -> Hold | None:
+    if limiter is None:
+        return None
+    first = request.prefix[0] if request.prefix else None
+    return limiter.hold(request.input_tokens, request.max_output_tokens, now_s, first)

@@ -12,116 +12,120 @@ forward pushes it again.
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Final
-
-from agentcloud.cluster.fairness import Flow
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from agentcloud.cluster.fairness import Flow
     from agentcloud.cluster.pool import EndpointClass
     from agentcloud.cluster.waiting import Group
 
 
-class _JobLine:
-    """The waiting groups of one job."""
-
-    __slots__ = ("flow", "groups")
-
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
-        self.groups: list[tuple[float, int, int, Group]] = []
+class _Waiting(Protocol):
+    """Somebody who waits, or nobody."""
 
     def front(self, cls: EndpointClass) -> Group | None:
-        groups = self.groups
-        while groups:
-            _, seq, _, group = groups[0]
+        """The group whose first request is next at a class."""
+        ...
+
+
+class _Groups:
+    """The waiting groups of one job."""
+
+    __slots__ = ("_heap",)
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, int, Group]] = []
+
+    def push(self, group: Group) -> None:
+        heapq.heappush(self._heap, (*group.first(), id(group), group))
+
+    def drop(self, group: Group) -> None:
+        if self._heap and self._heap[0][3] is group:
+            heapq.heappop(self._heap)
+
+    def front(self, cls: EndpointClass) -> Group | None:
+        heap = self._heap
+        while heap:
+            _, seq, _, group = heap[0]
             if cls not in group.joined:
-                heapq.heappop(groups)
+                heapq.heappop(heap)
             elif not group.live:
                 group.joined.discard(cls)
-                heapq.heappop(groups)
+                heapq.heappop(heap)
             elif (first := group.first())[1] != seq:
-                heapq.heapreplace(groups, (*first, id(group), group))
+                heapq.heapreplace(heap, (*first, id(group), group))
             else:
                 return group
         return None
 
 
-class _TenantLine:
-    """The waiting jobs of one tenant."""
+_Below = TypeVar("_Below", bound=_Waiting)
 
-    __slots__ = ("flow", "jobs", "lines")
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow = flow
-        self.jobs: list[tuple[float, int, _JobLine]] = []
-        self.lines: dict[Flow, _JobLine] = {}
+class _Flows(Generic[_Below]):
+    """Flows by tag, and who waits in each."""
+
+    __slots__ = ("_heap", "_known", "_make")
+
+    def __init__(self, make: Callable[[], _Below]) -> None:
+        self._make = make
+        self._heap: list[tuple[float, int, Flow, _Below]] = []
+        self._known: dict[Flow, _Below] = {}
+
+    def below(self, flow: Flow) -> _Below:
+        """Who waits in a flow, to add to."""
+        found = self._known.get(flow)
+        if found is None:
+            found = self._known[flow] = self._make()
+            heapq.heappush(self._heap, (flow.tag, id(flow), flow, found))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def front(self, cls: EndpointClass) -> Group | None:
-        jobs = self.jobs
-        while jobs:
-            tag, _, line = jobs[0]
-            if line.flow.tag != tag:
-                heapq.heapreplace(jobs, (line.flow.tag, id(line), line))
-                continue
-            group = line.front(cls)
-            if group is not None:
+        heap = self._heap
+        while heap:
+            tag, _, flow, below = heap[0]
+            if flow.tag != tag:
+                heapq.heapreplace(heap, (flow.tag, id(flow), flow, below))
+            elif (group := below.front(cls)) is not None:
                 return group
-            heapq.heappop(jobs)
-            del self.lines[line.flow]
+            else:
+                heapq.heappop(heap)
+                del self._known[flow]
         return None
-
-
-_NOBODY: Final = Flow(1.0, None)
 
 
 class Line:
     """Who waits for one class."""
 
-    __slots__ = ("_lines", "_tenants")
+    __slots__ = ("_tenants",)
 
     def __init__(self) -> None:
-        self._tenants: list[tuple[float, int, _TenantLine]] = []
-        self._lines: dict[Flow, _TenantLine] = {}
-
-    def push(self, group: Group) -> None:
-        """Put a group where its first request belongs; again whenever it came forward."""
-        job = group.flow
-        tenant = job.parent or _NOBODY
-        above = self._lines.get(tenant)
-        if above is None:
-            above = self._lines[tenant] = _TenantLine(tenant)
-            heapq.heappush(self._tenants, (tenant.tag, id(above), above))
-        line = above.lines.get(job)
-        if line is None:
-            line = above.lines[job] = _JobLine(job)
-            heapq.heappush(above.jobs, (job.tag, id(line), line))
-        heapq.heappush(line.groups, (*group.first(), id(group), group))
-
-    def front(self, cls: EndpointClass) -> Group | None:
-        """The group whose first request is next at the class."""
-        tenants = self._tenants
-        while tenants:
-            tag, _, line = tenants[0]
-            if line.flow.tag != tag:
-                heapq.heapreplace(tenants, (line.flow.tag, id(line), line))
-                continue
-            group = line.front(cls)
-            if group is not None:
-                return group
-            heapq.heappop(tenants)
-            del self._lines[line.flow]
-        return None
-
-    def drop(self, group: Group) -> None:
-        """Take a group out that `front` has just given."""
-        groups = self._tenants[0][2].jobs[0][2].groups
-        if groups[0][3] is group:
-            heapq.heappop(groups)
+        self.clear()
 
     def clear(self) -> None:
         """Forget everybody."""
-        self._tenants.clear()
-        self._lines.clear()
+        self._tenants = _Flows(lambda: _Flows(_Groups))
+
+    def push(self, group: Group) -> None:
+        """Put a group where its first request belongs; again whenever it came forward."""
+        self._of(group).push(group)
+
+    def front(self, cls: EndpointClass) -> Group | None:
+        """The group whose first request is next at the class."""
+        return self._tenants.front(cls)
+
+    def drop(self, group: Group) -> None:
+        """Take a group out if it stands in front."""
+        self._of(group).drop(group)
+
+    def _of(self, group: Group) -> _Groups:
+        tenant = group.flow.parent
+        assert tenant is not None
+        return self._tenants.below(tenant).below(group.flow)
 
     def __repr__(self) -> str:
         return f"<Line tenants={len(self._tenants)}>"

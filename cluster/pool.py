@@ -7,163 +7,22 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from agentcloud.cluster.circuit import Circuit, Standing
-from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LoadReport
-from agentcloud.cluster.limits import AccountLimits, AdaptiveConcurrency
+from agentcloud.cluster.circuit import UP, Standing
+from agentcloud.cluster.contracts import EndpointKind, EndpointSpec
+from agentcloud.cluster.endpoint import EndpointState
+from agentcloud.cluster.limits import AccountLimits
 from agentcloud.cluster.line import Line
 from agentcloud.cluster.predict import Estimate, Predictor
-from agentcloud.cluster.prefill import PrefillQueue, pairs_of
-from agentcloud.cluster.prefix import Holding, PrefixIndex
+from agentcloud.cluster.prefix import PrefixIndex
 
 if TYPE_CHECKING:
     from agentcloud.cluster.contracts import LeaseRequest
     from agentcloud.cluster.waiting import Group
 
-#: Looked up often: a member of an enumeration takes six times as long to get at.
-_UP: Final = Standing.UP
-#: A load report older than this says nothing.
-STALE_S: Final = 5.0
 #: How many of the least loaded members of a class a choice compares; more where the time to the
 #: first token counts, which depends on the prompts queued and less on the calls in flight.
 FEW: Final = 3
 FEW_FOR_STREAMS: Final = 8
-#: A replica whose calls are expected to need this share of its KV cache gets no more: beyond it the
-#: engine would queue them itself, or preempt and compute them again.
-_KV_FULL: Final = 0.95
-#: Chunks remembered of an endpoint that does not tell its cache's size: 4 million tokens.
-_CHUNKS: Final = 16_384
-#: How long hosted models keep a prefix after its last use.
-HOSTED_TTL_S: Final = 300.0
-#: Tokens a chunk stands for when a cache's size is turned into chunks.
-_CHUNK_TOKENS: Final = 256
-
-
-class EndpointState:
-    """One endpoint: what is in flight there, how it is doing, how slow it is among its equals."""
-
-    __slots__ = (
-        "bucket",
-        "circuit",
-        "cls",
-        "concurrency",
-        "foreign",
-        "holding",
-        "inflight",
-        "kv_held",
-        "load",
-        "queue",
-        "slots",
-        "slowness",
-        "spec",
-    )
-
-    def __init__(self, spec: EndpointSpec, cls: EndpointClass) -> None:
-        self.spec = spec
-        self.cls = cls
-        self.circuit = Circuit()
-        self.concurrency = AdaptiveConcurrency(spec.max_concurrency)
-        self.inflight = 0
-        self.slowness = 1.0
-        self.load: LoadReport | None = None
-        self.foreign = 0
-        self.queue = PrefillQueue()
-        self.holding = Holding(
-            (spec.kv_tokens or _CHUNKS * _CHUNK_TOKENS) // _CHUNK_TOKENS,
-            None if cls.is_local else HOSTED_TTL_S,
-        )
-        self.kv_held = 0.0
-        self.bucket = -1
-        self.slots = 0
-
-    def report(self, load: LoadReport) -> None:
-        """Take a load report in; calls it runs that we did not lease count as foreign."""
-        self.load = load
-        self.foreign = max(0, load.running + load.waiting - self.inflight)
-        self.queue.correct(load.prompt_tokens_queued, load.at_s)
-
-    def admits(self, now_s: float) -> bool:
-        """Whether one more call may be granted here."""
-        kv_tokens = self.spec.kv_tokens
-        if kv_tokens is not None and self.kv_held >= _KV_FULL * kv_tokens and self.inflight:
-            return False
-        inflight, limit, circuit = self.inflight, self.concurrency.limit, self.circuit
-        if circuit.standing is _UP:  # As `circuit.admits` has it: nearly always, and often.
-            return inflight < limit
-        return circuit.admits(inflight, limit, now_s)
-
-    def running(self, now_s: float) -> int:
-        """Calls it works on: ours, and others' by its last report if that is fresh."""
-        if self.foreign and self.load is not None and now_s - self.load.at_s < STALE_S:
-            return self.inflight + self.foreign
-        return self.inflight
-
-    def estimate(
-        self, input_tokens: int, output_tokens: float, now_s: float, cached_tokens: int = 0
-    ) -> Estimate:
-        """What one more call would take here, `cached_tokens` of its prompt being in the cache."""
-        queue, predictor = self.queue, self.cls.predictor
-        own = float(input_tokens - cached_tokens)
-        pairs = own * (cached_tokens + 0.5 * own)
-        if queue.tokens:
-            queue.drain(predictor.ttft, now_s)
-        return predictor.estimate(
-            self.running(now_s) + 1,
-            own + queue.tokens,
-            output_tokens,
-            self.slowness,
-            pairs + queue.pairs,
-        )
-
-    def held_chunks(self, request: LeaseRequest, now_s: float) -> int:
-        """Chunks of a request's prefix that were used here and are not forgotten."""
-        if not request.prefix:
-            return 0
-        if self.holding.ttl_s is not None:
-            self.cls.prefixes.forget_old(self, now_s)
-        return PrefixIndex.depth(self, request.prefix)
-
-    def cached_tokens(self, request: LeaseRequest, now_s: float) -> int:
-        """Prompt tokens of a request that its cache is taken to hold; never all of them."""
-        depth = self.held_chunks(request, now_s)
-        return min(request.prefix_tokens[depth - 1], request.input_tokens - 1) if depth else 0
-
-    def taken(self, request: LeaseRequest, cached_tokens: int, now_s: float) -> float:
-        """A call was granted here: its prompt is queued, its prefix will be cached.
-
-        Returns:
-            Tokens of KV cache that it is expected to hold, to be given back at its end.
-        """
-        self.inflight += 1
-        own = float(request.input_tokens - cached_tokens)
-        cls = self.cls
-        if cls.is_local:
-            self.queue.drain(cls.predictor.ttft, now_s)
-            # The step under way is on average half over.
-            step_s = cls.predictor.per_token.at(self.inflight) * self.slowness
-            self.queue.add(own, pairs_of(own, cached_tokens), now_s + 0.5 * step_s)
-        if request.prefix:
-            cls.prefixes.insert(self, request.prefix, now_s)
-        kv = own + cls.predictor.output_tokens(request.max_output_tokens)
-        self.kv_held += kv
-        return kv
-
-    def adopted(self, request: LeaseRequest) -> float:
-        """A call that has been under way here is counted; as `taken`, its prompt being read."""
-        self.inflight += 1
-        kv = request.input_tokens + self.cls.predictor.output_tokens(request.max_output_tokens)
-        self.kv_held += kv
-        return kv
-
-    def given_back(self, kv: float) -> None:
-        """A call ended here."""
-        self.inflight -= 1
-        self.kv_held = max(0.0, self.kv_held - kv) if self.inflight else 0.0
-
-    def __repr__(self) -> str:
-        return (
-            f"<Endpoint {self.spec.name} {self.circuit.standing} "
-            f"{self.inflight}/{self.concurrency.limit}>"
-        )
 
 
 @dataclass(slots=True)
@@ -275,7 +134,7 @@ class EndpointClass:
                 while not buckets[-1]:
                     buckets.pop()
             state.bucket = target
-        up = member and state.circuit.standing is _UP
+        up = member and state.circuit.standing is UP
         slots = state.concurrency.limit if up else 0
         if slots != state.slots:
             self.slots += slots - state.slots
@@ -371,8 +230,7 @@ class EndpointClass:
 
     def set_aside(self, group: Group) -> None:
         """Its front group would rather wait elsewhere: let the next one try."""
-        if group is self.front():
-            self._line.drop(group)
+        self._line.drop(group)
         group.joined.discard(self)
 
     def forget_waiting(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from agentcloud.cluster.pool import EndpointState
+    from agentcloud.cluster.endpoint import EndpointState
 
 #: Holders of the longest match that a choice compares.
 MOST_HOLDERS: Final = 3

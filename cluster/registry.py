@@ -12,9 +12,10 @@ from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.config_models import Limits
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec, LeaseRequest, LoadReport
 from agentcloud.cluster.demand import Expected
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.errors import NoEndpoint
 from agentcloud.cluster.limits import AccountLimits
-from agentcloud.cluster.pool import ClassKey, EndpointClass, EndpointState, class_key
+from agentcloud.cluster.pool import ClassKey, EndpointClass, class_key
 from agentcloud.cluster.predict import PRIOR_OUTPUT_TOKENS
 from agentcloud.cluster.waiting import Option, needs_of
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agentcloud.cluster.dispatch import Dispatcher
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.fallback import Fallbacks
-from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.waiting import Waiter
 
 

@@ -29,6 +29,7 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.decisions import Decision, Granted, Refused
 from agentcloud.cluster.demand import Demand, DemandBook, Expected
 from agentcloud.cluster.dispatch import Dispatcher
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, QueueFull, RetriesSpent
 from agentcloud.cluster.explain import ExplainBook
 from agentcloud.cluster.fallback import Fallbacks
@@ -40,7 +41,6 @@ from agentcloud.cluster.lateness import Lateness
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
 from agentcloud.cluster.parking import Parking
-from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.registry import Pricer, Registry
 from agentcloud.cluster.rerouting import Rerouting

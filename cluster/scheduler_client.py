@@ -301,24 +301,23 @@ class SchedulerClient:
         self._send()
 
     def _take_in(self, decisions: list[Decision]) -> None:
+        now_s = asyncio.get_running_loop().time()
         for decision in decisions:
-            lease_in_advance = decision.lease if isinstance(decision, Granted) else None
-            now_s = asyncio.get_running_loop().time()
-            if self._spares.decided(decision.call_id, lease_in_advance, now_s):
+            lease = decision.lease if isinstance(decision, Granted) else None
+            if self._spares.decided(decision.call_id, lease, now_s):
                 self._give_back_stale()
                 continue
             # Its caller may not have woken yet when everything undecided is asked again.
             request = self._requests.pop(decision.call_id, None)
             delivered = deliver(self._futures, decision)
-            if not isinstance(decision, Granted):
+            if lease is None:
                 continue
-            lease = decision.lease
             # Who asks twice is told twice: a lease that is known here is in use, or was settled.
             known = lease.lease_id in self._held or lease.lease_id in self._paid
             if is_paid(lease):
                 self._paid.add(lease.lease_id)
             if delivered and request is not None:
-                self._held[lease.lease_id] = request, lease, asyncio.get_running_loop().time()
+                self._held[lease.lease_id] = request, lease, now_s
             elif not (delivered or known):
                 self._give_back(lease)
 

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from agentcloud.cluster.contracts import BudgetState, Outcome, Settlement
-from agentcloud.cluster.pool import EndpointState
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.registry import Registry
 
 #: Calls whose times percentiles are taken from.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from agentcloud.cluster.contracts import Outcome, Settlement, TokenUsage
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.limits import cooldown_s
-from agentcloud.cluster.pool import EndpointState
 from agentcloud.cluster.predict import blend_slowness
 from agentcloud.cluster.prefill import pairs_of
 from agentcloud.cluster.retry import HEALTH_KINDS, RATE_LIMIT_KIND

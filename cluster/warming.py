@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from agentcloud.cluster.contracts import LeaseRequest
-from agentcloud.cluster.pool import HOSTED_TTL_S
+from agentcloud.cluster.endpoint import HOSTED_TTL_S
 from agentcloud.cluster.waiting import Waiter
 
 #: What reading saves against writing, in prices of plain input: 1.25 less 0.1.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from agentcloud.cluster.contracts import Considered, LeaseRequest, Policy
+from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.policy import Candidate, choose, reason, runner_up
-from agentcloud.cluster.pool import EndpointState, Pick, felt
+from agentcloud.cluster.pool import Pick, felt
 from agentcloud.cluster.predict import Estimate
 from agentcloud.cluster.waiting import Group, Option, Waiter
 

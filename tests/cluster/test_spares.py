@@ -87,6 +87,12 @@ def test_a_taken_spare_is_the_calls_own_lease() -> None:
     before = bed.core.budgets()[1].spent_usd
     bed.core.settle(ok(lease, "0.25"))
     assert bed.core.budgets()[1].spent_usd - before == Decimal("0.25"), "its job pays for it"
+    smaller = replace(STEADY, input_tokens=90, routing=Routing(kind="other"))
+    lease, waited = caller.call(smaller, end=False)
+    assert not waited
+    ended = bed.core.settle(ok(lease))
+    assert ended is not None
+    assert (ended.kind, ended.input_tokens) == ("other", 90), "it is judged and learned from as it"
 
 
 def test_a_spare_is_only_for_requests_that_it_fits() -> None:

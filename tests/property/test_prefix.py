@@ -20,7 +20,8 @@ from agentcloud.cluster.contracts import (
     TokenUsage,
 )
 from agentcloud.cluster.decisions import Granted
-from agentcloud.cluster.pool import EndpointClass, EndpointState
+from agentcloud.cluster.endpoint import EndpointState
+from agentcloud.cluster.pool import EndpointClass
 from agentcloud.cluster.prefill import PrefillModel, PrefillQueue, pairs_of
 from agentcloud.cluster.prefix import Change, PrefixIndex
 from agentcloud.cluster.scheduler import SchedulerCore
