@@ -73,7 +73,7 @@ def _panel(axis: Any, stem: str, found: dict[str, Any], load: str) -> None:
     axis.grid(visible=True, which="both", alpha=0.25)
     # Plain figures: the range is often less than a power of ten.
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.setminor_formatter(ticker.FuncFormatter(minor))
+    axis.yaxis.set_minor_formatter(ticker.FuncFormatter(minor))
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4)
 
 
