@@ -69,7 +69,8 @@ class EndpointState:
         """Take a load report in; calls it runs that we did not lease count as foreign."""
         self.load = load
         self.foreign = max(0, load.running + load.waiting - self.inflight)
-        self.queue.correct(load.prompt_tokens_queued, load.at_s)
+        self.queue.drain(self.cls.predictor.ttft, load.at_s)
+        self.queue.correct(load.prompt_tokens_queued, load.at_s, foreign=self.foreign > 0)
 
     def admits(self, now_s: float) -> bool:
         """Whether one more call may be granted here."""

@@ -129,8 +129,8 @@ class PrefillModel:
 class PrefillQueue:
     """Prompt work that one endpoint still has to do, drained as time passes.
 
-    A report of the endpoint replaces it; between reports it is what was granted, less what the
-    engine has had the time to compute.
+    It is what was granted, less what the engine has had the time to compute; reports of the
+    endpoint correct it.
     """
 
     __slots__ = ("at_s", "pairs", "tokens")
@@ -168,10 +168,23 @@ class PrefillQueue:
         self.tokens += tokens
         self.pairs += pairs
 
-    def correct(self, tokens: int, now_s: float) -> None:
-        """Believe a report."""
-        self.pairs = self.pairs * tokens / self.tokens if self.tokens else 0.0
-        self.tokens = float(tokens)
+    def correct(self, tokens: int, now_s: float, *, foreign: bool) -> None:
+        """Take a report in.
+
+        An engine counts a prompt whole, what its cache holds included, until the last of it is
+        read (vLLM's `get_num_queued_tokens`): the report is never too low, and what it says beyond
+        what is taken to be left is on average half true.
+
+        Args:
+            tokens: prompt tokens that the endpoint says are queued.
+            now_s: when it said so; `drain` must have been called for it.
+            foreign: it has calls that were not granted here, of which only it knows.
+        """
+        left = float(tokens)
+        if left > self.tokens and not foreign:
+            left = 0.5 * (self.tokens + left)
+        self.pairs = self.pairs * left / self.tokens if self.tokens else 0.0
+        self.tokens = left
         self.at_s = now_s
 
     def __repr__(self) -> str:
