@@ -212,6 +212,11 @@ class LeaseRequest:
     prefix_tokens: tuple[int, ...] = ()
 
     @property
+    def is_later(self) -> bool:
+        """Whether it is charged to the retry quota: a later send that is not paced."""
+        return self.attempt > 1 and not self.paced
+
+    @property
     def patience_s(self) -> float:
         """How long the caller has said that it can wait for the whole answer; 0.0: not at all."""
         routing = self.routing

@@ -12,10 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from agentcloud.cluster.budget import ZERO, BudgetTree, Reservation
 from agentcloud.cluster.contracts import Lease, LeaseRequest, Outcome, Settlement
-from agentcloud.cluster.journal import Journal, PaidLease, is_paid
+from agentcloud.cluster.journal import Journal, PaidLease, Saved, is_paid
+from agentcloud.cluster.registry import Registry
+from agentcloud.cluster.verdict import bound_limits
+
+if TYPE_CHECKING:
+    from agentcloud.cluster.leases import LeaseBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,11 @@ class Former:
 class FormerLeases:
     """Leases of an earlier scheduler that nobody has told of yet."""
 
-    def __init__(self, budgets: BudgetTree, journal: Journal | None) -> None:
+    def __init__(
+        self, budgets: BudgetTree, journal: Journal | None, registry: Registry, leases: LeaseBook
+    ) -> None:
+        self._registry = registry
+        self._leases = leases
         self._budgets = budgets
         self._journal = journal
         self._paid: dict[str, Former] = {}
@@ -57,8 +67,21 @@ class FormerLeases:
     def __len__(self) -> int:
         return len(self._paid)
 
-    def restore(self, row: PaidLease, expires_s: float, *, is_open: bool) -> None:
-        """Take a paid lease whose cost is not known, with its money."""
+    def restore(self, saved: Saved, now_s: float) -> set[str]:
+        """Take what was found in the store: money spent, and paid leases of no known cost.
+
+        Returns:
+            The processes whose paid leases came back.
+        """
+        for row in saved.budgets:
+            self._budgets.restore(row.path, row.limit_usd, row.spent_usd, row.unknown_usd)
+        for each in saved.leases:
+            self._restore(each.row, now_s + each.left_s, is_open=each.is_open)
+        # What it has sent is not known: nothing more is, until refilled or told by a response.
+        self._registry.limits_start_empty = True
+        return {former.row.holder for former in self._paid.values()}
+
+    def _restore(self, row: PaidLease, expires_s: float, *, is_open: bool) -> None:
         reservation = self._budgets.restore_reservation(
             row.budget, row.reserved_usd, unknown=not is_open
         )
@@ -69,12 +92,8 @@ class FormerLeases:
         else:
             self._unknown[row.lease_id] = former
 
-    def holders(self) -> set[str]:
-        """Processes that had paid leases."""
-        return {former.row.holder for former in self._paid.values()}
-
-    def settle(self, settlement: Settlement) -> PaidLease | None:
-        """Replace a lease's money by the truth; None: there is no such lease here."""
+    def settle(self, settlement: Settlement, now_s: float, wall_s: float | None) -> bool:
+        """Replace a lease's money by the truth; False: there is no such lease here."""
         lease_id, cost_usd = settlement.lease_id, settlement.cost_usd
         for each in self._homeless.values():
             each[:] = [held for held in each if held.lease.lease_id != lease_id]
@@ -86,9 +105,13 @@ class FormerLeases:
         elif cost_usd is not None:
             former = self._unknown.pop(lease_id, None)
         if former is None:
-            return None
+            return False
         self._end(former, settlement.outcome, cost_usd)
-        return former.row
+        self._leases.total(former.row.endpoint).add(settlement, now_s, 0.0)
+        state = self._registry.endpoints.get(former.row.endpoint)
+        if state is not None:
+            bound_limits(state, settlement, now_s, wall_s)
+        return True
 
     def never_sent(self, call_id: str) -> None:
         """The grant of a call has not reached its holder: it was not used and costs nothing."""
@@ -112,23 +135,34 @@ class FormerLeases:
         """Clock time of the next expiry."""
         return min((each.expires_s for each in self._paid.values()), default=None)
 
-    def adopt(self, held: Held) -> Reservation | None:
-        """The money of a lease that is told of; None: it is paid, and ended meanwhile."""
+    def adopt(self, held: Iterable[Held], now_s: float) -> None:
+        """Count leases that their holders still have as leases of this scheduler."""
+        for each in held:
+            name = each.lease.endpoint.name
+            if self._leases.knows(each.lease.lease_id):
+                continue
+            if name in self._registry.endpoints:
+                self._adopt(each, now_s)
+            else:
+                # Its endpoint is not registered yet: it is counted there once it is.
+                self._homeless.setdefault(name, []).append(each)
+
+    def registered(self, name: str, now_s: float) -> None:
+        """An endpoint is there: leases that were told of before are counted."""
+        for held in self._homeless.pop(name, ()):
+            self._adopt(held, now_s)
+
+    def _adopt(self, held: Held, now_s: float) -> None:
         former = self._paid.get(held.lease.lease_id)
         if former is not None:
             self._forget(former)
-            return former.reservation
-        if is_paid(held.lease):
-            return None  # It was in the store, until it ended.
-        return self._budgets.restore_reservation(held.request.routing.budget, ZERO)
-
-    def keep(self, held: Held) -> None:
-        """Its endpoint is not registered yet: it is counted there once it is."""
-        self._homeless.setdefault(held.lease.endpoint.name, []).append(held)
-
-    def of_endpoint(self, name: str) -> Iterable[Held]:
-        """Take the leases of an endpoint that was registered."""
-        return self._homeless.pop(name, ())
+            reservation = former.reservation
+        elif is_paid(held.lease):
+            return  # It was in the store, until it ended.
+        else:
+            reservation = self._budgets.restore_reservation(held.request.routing.budget, ZERO)
+        state = self._registry.endpoints[held.lease.endpoint.name]
+        self._leases.adopt(held, state, reservation, now_s)
 
     def __repr__(self) -> str:
         homeless = sum(map(len, self._homeless.values()))

@@ -59,6 +59,8 @@ class HostedCache:
             Chunks of its beginning that others had or will have, to be marked; and whether the
             cache has them not yet, so that this call writes them.
         """
+        if not request.prefix:
+            return 0, False
         state, least_tokens = choice.state, self._least_tokens(request, choice)
         if state is None or least_tokens is None:
             return 0, False

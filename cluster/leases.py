@@ -22,7 +22,7 @@ from agentcloud.cluster.former import Held
 from agentcloud.cluster.journal import Journal, is_paid
 from agentcloud.cluster.limits import AccountLimits, Hold
 from agentcloud.cluster.standing import Totals
-from agentcloud.cluster.verdict import judge, learn
+from agentcloud.cluster.verdict import bound_limits, judge, learn
 from agentcloud.cluster.weighing import Choice, considered
 
 #: Expired leases whose late settlement still turns unknown money into the truth.
@@ -247,10 +247,7 @@ class LeaseBook:
         if cls.limiter is not None and granted.hold is not None:
             sent = settlement.outcome in (Outcome.CANCELLED, Outcome.UNKNOWN, Outcome.OK)
             cls.limiter.settle(granted.hold, settlement.usage, sent=sent, now_s=now_s)
-            if settlement.limit_headers:
-                age_s = settlement.timings.generation_s or 0.0
-                headers = settlement.limit_headers
-                cls.limiter.correct(headers, now_s, age_s=age_s, wall_s=wall_s)
+            bound_limits(state, settlement, now_s, wall_s)
         if settlement.unusable:
             self._take_out(state.spec.name, settlement.error_kind or "unusable", now_s)
         judge(state, granted.granted_s, settlement, now_s, wall_s)

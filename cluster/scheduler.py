@@ -13,14 +13,14 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
-from agentcloud.cluster.budget import ZERO, BudgetNode, BudgetTree, exceeded
+from agentcloud.cluster.budget import BudgetTree
 from agentcloud.cluster.circuit import Standing
 from agentcloud.cluster.clock import Clock
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     BudgetState,
-    EndpointKind,
     EndpointSpec,
+    Lease,
     LeaseRequest,
     LoadReport,
     Outcome,
@@ -40,11 +40,11 @@ from agentcloud.cluster.journal import Batch, Journal, Saved
 from agentcloud.cluster.lateness import Lateness
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
-from agentcloud.cluster.parking import Parking
 from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.registry import Pricer, Registry
 from agentcloud.cluster.rerouting import Rerouting
 from agentcloud.cluster.retry_quota import RetryQuotas
+from agentcloud.cluster.shortage import Shortage
 from agentcloud.cluster.standing import Totals, overview
 from agentcloud.cluster.waiting import Waiter
 from agentcloud.cluster.weighing import Choice, explain
@@ -90,7 +90,7 @@ class SchedulerCore:
         self._journal = journal
         self._budgets = BudgetTree(config.fleet_budget_usd, journal.touched if journal else None)
         self._leases = LeaseBook(self._budgets, rng, self._take_out_unusable, journal)
-        self._former = FormerLeases(self._budgets, journal)
+        self._former = FormerLeases(self._budgets, journal, self._registry, self._leases)
         self._dispatcher = Dispatcher(
             self._registry, self._conclude, self._refuse_unable, self._refuse_too_late
         )
@@ -100,8 +100,7 @@ class SchedulerCore:
         self._fallbacks = Fallbacks(self._registry, config.fallbacks)
         self._quotas = RetryQuotas(config.retry.ratio, config.retry.allowance)
         self._rerouting = Rerouting(self._fallbacks, self._dispatcher, self._waiters)
-        self._parking = Parking()
-        self._left_over = False
+        self._shortage = Shortage(self._registry, self._budgets, self._dispatcher, self._refuse)
         self._cache = HostedCache(self._registry)
         self._lateness = Lateness()
         self._explained = ExplainBook()
@@ -132,8 +131,7 @@ class SchedulerCore:
         now_s = self._clock.now()
         for spec in specs:
             self._dispatcher.freed(self._registry.register(spec, now_s).cls)
-            for held in self._former.of_endpoint(spec.name):
-                self._adopt(held)
+            self._former.registered(spec.name, now_s)
             self._rerouting.forget(spec.name)
         self._rerouting.retarget(now_s)
 
@@ -191,12 +189,12 @@ class SchedulerCore:
     def open_budget(self, path: tuple[str, ...], limit_usd: Decimal | None) -> None:
         """Create a budget, or change its cap."""
         self._budgets.open(path, limit_usd)
-        self._unpark(everything=True)
+        self._shortage.came_back(everything=True)
 
     def close_budget(self, path: tuple[str, ...]) -> None:
         """Forget a budget and those below it; what they spent stays charged above."""
         self._budgets.close(path)
-        self._unpark(everything=True)
+        self._shortage.came_back(everything=True)
 
     def budgets(self) -> list[BudgetState]:
         """All open budgets, the fleet's first."""
@@ -214,42 +212,11 @@ class SchedulerCore:
         Returns:
             The processes whose paid leases came back.
         """
-        now_s = self._clock.now()
-        for row in saved.budgets:
-            self._budgets.restore(row.path, row.limit_usd, row.spent_usd, row.unknown_usd)
-        for each in saved.leases:
-            self._former.restore(each.row, now_s + each.left_s, is_open=each.is_open)
-        # What it has sent is not known: nothing more is, until refilled or told by a response.
-        self._registry.limits_start_empty = True
-        return self._former.holders()
+        return self._former.restore(saved, self._clock.now())
 
     def adopt(self, held: Iterable[Held]) -> None:
         """Count leases of an earlier instance that their holders still have."""
-        for each in held:
-            if self._leases.knows(each.lease.lease_id):
-                continue
-            if each.lease.endpoint.name in self._registry.endpoints:
-                self._adopt(each)
-            else:
-                self._former.keep(each)
-
-    def _adopt(self, held: Held) -> None:
-        reservation = self._former.adopt(held)
-        if reservation is not None:
-            state = self._registry.endpoints[held.lease.endpoint.name]
-            self._leases.adopt(held, state, reservation, self._clock.now())
-
-    def _settle_former(self, settlement: Settlement) -> bool:
-        row = self._former.settle(settlement)
-        if row is None:
-            return False
-        now_s = self._clock.now()
-        self._leases.total(row.endpoint).add(settlement, now_s, 0.0)
-        state = self._registry.endpoints.get(row.endpoint)
-        if state is not None and state.cls.limiter is not None:
-            state.cls.limiter.correct(settlement.limit_headers, now_s)
-        self._unpark()
-        return True
+        self._former.adopt(held, self._clock.now())
 
     # -- calls
 
@@ -329,10 +296,11 @@ class SchedulerCore:
         Returns:
             The lease that this ended.
         """
-        if self._former and self._settle_former(settlement):
-            return None
         now_s = self._clock.now()
         wall_s = self._wall() if self._wall is not None and settlement.limit_headers else None
+        if self._former and self._former.settle(settlement, now_s, wall_s):
+            self._shortage.came_back()
+            return None
         ended = self._leases.settle(settlement, now_s, wall_s)
         if ended is not None:
             self._slot_freed(ended.state)
@@ -343,8 +311,7 @@ class SchedulerCore:
             if settlement.outcome is Outcome.OK or settlement.beaten:
                 self._hedges.learn(ended.state.cls, now_s - ended.granted_s)
             self._rerouting.heard_of(ended.state, now_s)
-        if self._parking:
-            self._unpark()
+        self._shortage.came_back()
         return ended
 
     def warmed(self, lease_id: str, *, written: bool = True) -> None:
@@ -355,7 +322,7 @@ class SchedulerCore:
     def expire(self) -> list[Expired]:
         """End leases whose time has passed; their calls should be aborted."""
         if self._former and self._former.expire(self._clock.now()):
-            self._unpark()
+            self._shortage.came_back()
         return self._ended(self._leases.expire(self._clock.now()))
 
     def drop_holder(self, holder: str) -> list[Expired]:
@@ -369,10 +336,7 @@ class SchedulerCore:
     def poll(self) -> Sequence[Decision]:
         """Decide all that can be decided now, each request once."""
         self._dispatcher.run(self._clock.now())
-        while self._left_over:
-            # Money came back for these, and they may not have taken it: the next ones may.
-            self._left_over = False
-            self._unpark()
+        while self._shortage.has_more():
             self._dispatcher.run(self._clock.now())
         hedging, self._hedging = self._hedging, []
         for waiter in hedging:
@@ -444,7 +408,7 @@ class SchedulerCore:
         return {
             **overview(self._registry, self._leases.totals, self.budgets(), self._clock.now()),
             "waiting": self.waiting,
-            "waiting_for_budget": len(self._parking),
+            "waiting_for_budget": len(self._shortage),
             "inflight": self.inflight,
             "refused": self._refused,
             "later_sends_left": {
@@ -462,52 +426,35 @@ class SchedulerCore:
     # -- deciding
 
     def _conclude(self, waiter: Waiter, choice: Choice) -> bool:
-        """Grant the chosen endpoint, or act on the budget that is in the way."""
-        request = waiter.request
-        option = choice.best.option
-        worst = self._worst_case_usd(request, option.cls.spec)
-        path = request.routing.budget
-        obstacle: BudgetNode | None
-        if worst is None:
-            capped = [node for node in self._budgets.nodes(path) if node.limit_usd is not None]
-            obstacle = capped[0] if capped else None
-            worst = ZERO
-        else:
-            obstacle = self._budgets.obstacle(path, worst)
+        """Grant the chosen endpoint, or see to what is in the way; whether it was seen to."""
+        request, best = waiter.request, choice.best
+        worst, obstacle = self._shortage.look(request, best.option.cls.spec)
+        now_s = self._clock.now()
         if request.spare and not self._may_spare(choice.state):
             self._refuse(waiter, NoEndpoint("no room for a lease in advance"))
-            return True
-        if request.hedge and (
-            choice.best.name in request.avoid or not self._quotas.has(choice.best.name)
-        ):
+        elif request.hedge and (best.name in request.avoid or not self._quotas.has(best.name)):
             why_not = "no other endpoint or retry quota is left for a second send"
             self._refuse(waiter, NoEndpoint(why_not))
-            return True
-        if obstacle is not None:
-            self._blocked_by_money(waiter, obstacle, worst)
-            return True
-        later = request.attempt > 1 and not request.paced
-        if later and not self._quotas.has(choice.best.name):
-            self._blocked_by_quota(waiter, choice.best.name)
-            return True
-        now_s = self._clock.now()
-        value_usd = self._registry.usd_per_hour_waited
+        elif obstacle is not None:
+            self._shortage.hold(waiter, obstacle, worst)
+        elif request.is_later and not self._quotas.has(best.name):
+            self._blocked_by_quota(waiter, best.name)
+        elif not self._held_for_cache(waiter, choice, now_s):
+            self._grant(waiter, choice, worst, now_s)
+        return True
+
+    def _grant(self, waiter: Waiter, choice: Choice, worst: Decimal, now_s: float) -> None:
+        request, best, spec = waiter.request, choice.best, choice.best.option.cls.spec
         assert waiter.group is not None
-        reused, warms = 0, False
-        if request.prefix and not option.cls.is_local:
-            if self._held_for_cache(waiter, choice, now_s):
-                return True
-            reused, warms = self._cache.reuse(request, choice, now_s)
+        reused, warms = self._cache.reuse(request, choice, now_s)
         before = "second send beside a slow one: " if request.hedge else ""
         if waiter.is_fallback:
             before = f"{before}fallback from {waiter.asked} ({waiter.why_target}): "
+        value_usd = self._registry.usd_per_hour_waited
         why = explain(choice, waiter.group, waiter, now_s, value_usd, before)
-        timeout_s = (
-            request.routing.timeout_s or option.cls.spec.timeout_s or self.config.retry.timeout_s
-        )
-        lifetime_s = timeout_s + self.config.lease_timeout_s
+        timeout_s = request.routing.timeout_s or spec.timeout_s or self.config.retry.timeout_s
         # A batch is slow on purpose.
-        idempotent = request.routing.idempotent and not request.hedge and not option.cls.spec.batch
+        idempotent = request.routing.idempotent and not request.hedge and not spec.batch
         probes = choice.state is not None and not choice.state.circuit.is_answering
         lease = self._leases.grant(
             request,
@@ -515,39 +462,46 @@ class SchedulerCore:
             worst,
             why,
             waiter.submitted_s,
-            lifetime_s,
+            timeout_s + self.config.lease_timeout_s,
             now_s,
             waiter.asked if waiter.is_fallback else None,
-            self._hedges.after_s(option.cls) if idempotent else None,
+            self._hedges.after_s(best.option.cls) if idempotent else None,
             reused,
             warms,
         )
-        if lease.warms:
+        if warms:
             prefix, ttft_s = request.prefix[:reused], lease.predicted_ttft_s
-            self._cache.writes(lease.lease_id, choice.best.name, prefix, ttft_s, now_s)
+            self._cache.writes(lease.lease_id, best.name, prefix, ttft_s, now_s)
+        self._count(waiter, choice, lease, idempotent=idempotent)
+        self._decided(waiter)
+        self._decisions.append(Granted(lease, request.holder))
+        if probes:
+            # Those that came for the same chance need not wait for what it shows.
+            self._rerouting.retarget(now_s)
+
+    def _count(self, waiter: Waiter, choice: Choice, lease: Lease, *, idempotent: bool) -> None:
+        """Charge a grant to shares and quotas, and remember why it was made."""
+        request, best = waiter.request, choice.best
+        assert waiter.group is not None
         self._demand.granted(choice, request.input_tokens)
         if self._dispatcher.waiting > 1:
-            cost_s = choice.best.estimate.total_s / max(1, option.cls.slots)
+            cost_s = best.estimate.total_s / max(1, best.option.cls.slots)
             self._dispatcher.fairness.served(waiter.group.flow, request.routing.priority, cost_s)
-        if later:
-            self._quotas.later(lease.endpoint.name)
+        if request.is_later:
+            self._quotas.later(best.name)
         elif request.attempt == 1 and not request.spare:
-            self._quotas.first(lease.endpoint.name)
+            self._quotas.first(best.name)
             if idempotent:
                 self._hedges.first()
         if request.hedge:
             self._hedges.take()
         if not request.spare:
             self._explained.granted(request, waiter.target, lease)
-        self._decided(waiter)
-        self._decisions.append(Granted(lease, request.holder))
-        if probes:
-            # Those that came for the same chance need not wait for what it shows.
-            self._rerouting.retarget(now_s)
-        return True
 
     def _held_for_cache(self, waiter: Waiter, choice: Choice, now_s: float) -> bool:
         """Hold a call back for one that writes what it will read, where that pays."""
+        if not waiter.request.prefix:
+            return False
         until_s = self._cache.hold_until(waiter, choice, now_s)
         if until_s is None:
             return False
@@ -560,49 +514,6 @@ class SchedulerCore:
             waiter.held = False
             self._dispatcher.add(waiter, first=True)
 
-    def _worst_case_usd(self, request: LeaseRequest, spec: EndpointSpec) -> Decimal | None:
-        if spec.kind is EndpointKind.LOCAL:
-            return ZERO
-        return self._registry.pricer.worst_case_usd(
-            spec.model,
-            request.input_tokens,
-            request.max_output_tokens,
-            cache_ttl=request.cache_ttl,
-            batch=spec.batch,
-        )
-
-    def _blocked_by_money(self, waiter: Waiter, node: BudgetNode, worst: Decimal) -> None:
-        # Five cases: another tier than the asked-for one is too dear (wait for what was asked
-        # for), a free endpoint is able (wait for that one alone), the price is unknown under a
-        # cap (refuse), calls in flight hold money that may come back (wait for their
-        # settlements), or it can never fit (refuse).
-        request = waiter.request
-        self._dispatcher.remove(waiter)
-        if waiter.is_fallback and self._registry.options(
-            request, waiter.asked, free_only=waiter.free_only
-        ):
-            waiter.target = waiter.asked
-            self._dispatcher.add(waiter)
-            return
-        free = self._registry.options(request, waiter.target, free_only=True)
-        if free and not waiter.free_only:
-            waiter.free_only = True
-            self._dispatcher.add(waiter)
-        elif not worst:
-            self._refuse(
-                waiter,
-                NoEndpoint(
-                    f"the price of {waiter.target!r} is unknown and the budget of {node.scope} is "
-                    f"capped; set `prices:` of the model in fleet.yaml"
-                ),
-            )
-        elif node.may_fit_later(worst):
-            self._left_over |= waiter.unparked
-            waiter.unparked = False
-            self._parking.park(node, waiter, worst)
-        else:
-            self._refuse(waiter, exceeded(node))
-
     def _blocked_by_quota(self, waiter: Waiter, name: str) -> None:
         # Two cases: another endpoint may do (this one is avoided, which is a wish), or it is
         # chosen a second time, because nothing else is answering.
@@ -614,12 +525,6 @@ class SchedulerCore:
         waiter.request = replace(waiter.request, avoid=waiter.request.avoid | {name})
         self._rerouting.moves(waiter, self._clock.now())
         self._dispatcher.add(waiter)
-
-    def _unpark(self, *, everything: bool = False) -> None:
-        """Money came back: those who waited for it try again, before later ones."""
-        for waiter in reversed(self._parking.release(everything=everything)):
-            waiter.unparked = True
-            self._dispatcher.add(waiter, first=True)
 
     def _refuse_too_late(self, waiter: Waiter, choice: Choice, now_s: float) -> bool:
         """Refuse a call that no endpoint can answer in time, before anything is spent on it."""
@@ -648,7 +553,7 @@ class SchedulerCore:
 
     def _decided(self, waiter: Waiter) -> None:
         waiter.decided = True
-        self._left_over |= waiter.unparked
+        self._shortage.decided(waiter)
         if waiter.request.prefix:
             self._cache.decided(waiter.request)
         self._dispatcher.remove(waiter)
@@ -661,8 +566,8 @@ class SchedulerCore:
             self._slot_freed(each.state)
             self.warmed(each.lease_id, written=False)
             self._explained.settled(each.call_id, each.lease_id, None)
-        if ended and self._parking:
-            self._unpark()
+        if ended:
+            self._shortage.came_back()
         return ended
 
     def _slot_freed(self, state: EndpointState) -> None:

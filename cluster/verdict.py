@@ -61,6 +61,23 @@ def judge(
         circuit.on_ok(granted_s)
 
 
+def bound_limits(
+    state: EndpointState, settlement: Settlement, now_s: float, wall_s: float | None
+) -> None:
+    """Let the headers of a response bound its account's limits.
+
+    Args:
+        state: the endpoint that gave it.
+        settlement: of the call; the headers of a stream came with its first token.
+        now_s: now, on the scheduler's clock.
+        wall_s: now, seconds since 1970; None: unknown.
+    """
+    limiter = state.cls.limiter
+    if limiter is not None and settlement.limit_headers:
+        age_s = settlement.timings.generation_s or 0.0
+        limiter.correct(settlement.limit_headers, now_s, age_s=age_s, wall_s=wall_s)
+
+
 def learn(sent: Sent, settlement: Settlement, usage: TokenUsage) -> None:
     """Teach the class of the endpoint by an answered call."""
     timings = settlement.timings
