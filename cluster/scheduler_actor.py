@@ -15,38 +15,34 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import ray
 import structlog
 
-from agentcloud.cluster.alarm_watch import AlarmWatch, TaskFacts
+from agentcloud.cluster.alarm_watch import AlarmWatch
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import SystemClock
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     RAY_NAMESPACE,
     SCHEDULER_NAME,
-    BudgetState,
     EndpointKind,
-    EndpointSpec,
     LeaseRequest,
-    LoadReport,
 )
 from agentcloud.cluster.decisions import Decision, Granted
-from agentcloud.cluster.demand import Demand, Expected
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import Batch, Journal, is_paid
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
-from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.scheduler import (
     SchedulerCore,
 )
+from agentcloud.cluster.scheduler_control import SchedulerControl
+from agentcloud.cluster.scheduler_holders import Holder, Holders
 from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
 from agentcloud.cluster.store import open_store
 from agentcloud.cluster.store_writer import StoreWriter
@@ -61,24 +57,10 @@ _KEEP_ALIVE_S: Final = 5.0
 #: Long-lived streams each take one of these.
 _MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
-_NOTHING_TOLD: Final[Mapping[str, Sequence[Change | None]]] = {}
 #: Ray's own resource of the head's machine.
 _HEAD: Final = "node:__internal_head__"
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class _Holder:
-    """A process that asks: when it last spoke, and where its late decisions go."""
-
-    seen_s: float
-    outbox: list[Decision] = field(default_factory=list)
-    #: Its last exchange whose settlements are on disk, and how many writes are under way for it.
-    written: int = 0
-    writing: int = 0
-    loop: asyncio.AbstractEventLoop | None = None
-    wake: asyncio.Event | None = None
 
 
 @dataclass(slots=True)
@@ -96,16 +78,7 @@ class _Turn:
     batch: Batch | None = None
 
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def _control(method: _Method) -> _Method:
-    """Run a method in the group of its own, which calls and streams cannot fill."""
-    decorated: _Method = ray.method(concurrency_group="control")(method)
-    return decorated
-
-
-class Scheduler:
+class Scheduler(SchedulerControl):
     """The actor's class: thin, async, restarted by Ray.
 
     Ray runs each concurrency group of an async actor on an event loop of its own, in its own
@@ -142,19 +115,19 @@ class Scheduler:
         self._refuses_from_s = self._clock.now() + REJOIN_S
         self._told = False
         self._early: dict[str, LeaseRequest] = {}
+        self._timer = threading.Condition(self._lock)
         self._wake_s = self._refuses_from_s
-        self._holders: dict[str, _Holder] = {}
-        self._holder_timeout_s = holder_timeout_s
+        self._holders = Holders(holder_timeout_s)
         self._expired: list[Expired] = []
         self._writer: StoreWriter | None = None
         self._broken: ConfigError | None = None
         if fleet:
-            self._open_store(config.store, fleet)
+            with self._lock:
+                self._open_store(config.store, fleet)
         self._metrics = CallMetrics()
         self._metrics.start(self._core, self._lock, self._clock.now)
         self._alarms = AlarmWatch(config.alarms, self._epoch[:6], self._clock.now, time.time)
         self._alarms.start()
-        self._timer = threading.Condition(self._lock)
         threading.Thread(target=self._keep_time, name="scheduler-time", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -169,7 +142,7 @@ class Scheduler:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            holder = self._holder(exchange.holder)
+            holder = self._heard(exchange.holder)
             core.adopt(exchange.held)
             for bound in exchange.bound:
                 core.bind(bound.lease_id, bound.request)
@@ -201,12 +174,12 @@ class Scheduler:
         """Decisions on requests that had to wait, in batches, until the process leaves."""
         wake = asyncio.Event()
         with self._lock:
-            holder = self._holder(name)
-            holder.loop, holder.wake = asyncio.get_running_loop(), wake
+            holder = self._heard(name)
+            holder.listen(wake)
         while True:
             with self._lock:
                 # Ended: the process left or died, or it has opened another stream.
-                if self._holders.get(name) is not holder or holder.wake is not wake:
+                if not (self._holders.knows(name, holder) and holder.listens(wake)):
                     return
                 batch, holder.outbox = holder.outbox, []
                 wake.clear()
@@ -224,152 +197,20 @@ class Scheduler:
             self._drop(name)
             self._turn(None)
 
-    # -- endpoints, budgets, looking at it: a group of their own, so that they are never stuck
-
-    @_control
-    async def ping(self) -> str:
-        """This instance's id; another one after a restart, which has no endpoints yet.
-
-        Raises:
-            ConfigError: its store cannot be used.
-        """
-        if self._broken is not None:
-            raise self._broken
-        return self._epoch
-
-    @_control
-    async def configure(self, config: FleetConfig) -> None:
-        """Take another fleet.yaml."""
-        catalog = load_catalog().with_overrides(config.hosted)
-        with self._lock:
-            self._core.configure(config, catalog)
-            self._turn(None)
-        self._alarms.configure(config.alarms)
-
-    @_control
-    async def config(self) -> FleetConfig:
-        """The fleet.yaml in force."""
-        return self._core.config
-
-    @_control
-    async def register(self, specs: list[EndpointSpec]) -> None:
-        """As `SchedulerCore.register`."""
-        with self._lock:
-            self._core.register(specs)
-            self._turn(None)
-
-    @_control
-    async def unregister(self, names: list[str]) -> None:
-        """As `SchedulerCore.unregister`."""
-        with self._lock:
-            self._core.unregister(names)
-            self._turn(None)
-
-    @_control
-    async def expect(self, expected: list[Expected], specs: list[EndpointSpec]) -> None:
-        """As `SchedulerCore.expect`, and `register` before it: nobody is refused in between."""
-        with self._lock:
-            self._told = True
-            self._core.register(specs)
-            self._core.expect(expected)
-            self._turn(None)
-
-    @_control
-    async def demand(self) -> Demand:
-        """As `SchedulerCore.demand`."""
-        with self._lock:
-            return self._core.demand()
-
-    @_control
-    async def open_leases(self, name: str) -> int:
-        """As `SchedulerCore.open_leases`."""
-        with self._lock:
-            return self._core.open_leases(name)
-
-    @_control
-    async def report_load(
-        self,
-        loads: Mapping[str, LoadReport],
-        prefixes: Mapping[str, Sequence[Change | None]] = _NOTHING_TOLD,
-    ) -> None:
-        """As `SchedulerCore.report_load`, and `report_prefixes` of each change in turn."""
-        with self._lock:
-            self._core.report_load(loads)
-            for name, changes in prefixes.items():
-                for change in changes:
-                    self._core.report_prefixes({name: change})
-
-    @_control
-    async def mark_down(self, name: str, why: str) -> None:
-        """As `SchedulerCore.mark_down`."""
-        with self._lock:
-            self._core.mark_down(name, why)
-            self._turn(None)
-
-    @_control
-    async def open_budget(self, path: tuple[str, ...], limit_usd: Decimal | None) -> None:
-        """As `SchedulerCore.open_budget`."""
-        with self._lock:
-            self._core.open_budget(tuple(path), limit_usd)
-            self._turn(None)
-
-    @_control
-    async def close_budget(self, path: tuple[str, ...]) -> None:
-        """As `SchedulerCore.close_budget`."""
-        with self._lock:
-            self._core.close_budget(tuple(path))
-            self._turn(None)
-
-    @_control
-    async def budgets(self) -> list[BudgetState]:
-        """As `SchedulerCore.budgets`."""
-        with self._lock:
-            return self._core.budgets()
-
-    @_control
-    async def explain(self, call: str) -> dict[str, Any] | None:
-        """As `SchedulerCore.explain`."""
-        with self._lock:
-            return self._core.explain(call)
-
-    @_control
-    async def tasks_ended(self, kind: str, facts: list[TaskFacts]) -> None:
-        """As `AlarmWatch.tasks_ended`."""
-        self._alarms.tasks_ended(kind, facts)
-
-    @_control
-    async def alarms(self, baselines: bool = False) -> dict[str, Any]:
-        """As `AlarmWatch.report`."""
-        return self._alarms.report(baselines=baselines)
-
-    @_control
-    async def snapshot(self) -> dict[str, Any]:
-        """As `SchedulerCore.snapshot`, with the processes that are heard of."""
-        now_s = self._clock.now()
-        with self._lock:
-            shown = self._core.snapshot()
-            shown["holders"] = {
-                name: {"silent_s": now_s - holder.seen_s} for name, holder in self._holders.items()
-            }
-        return shown
-
     # -- under the lock
 
-    def _holder(self, name: str) -> _Holder:
+    def _heard(self, name: str) -> Holder:
         now_s = self._clock.now()
-        holder = self._holders.get(name)
-        if holder is None:
-            holder = self._holders[name] = _Holder(now_s)
-            self._wake_by(now_s + self._holder_timeout_s)
-        holder.seen_s = now_s
-        return holder
+        self._wake_by(now_s + self._holders.timeout_s)
+        return self._holders.heard(name, now_s)
 
     def _drop(self, name: str) -> None:
-        holder = self._holders.pop(name, None)
-        if holder is not None:
-            self._signal(holder)
+        self._holders.drop(name)
         self._early = {key: each for key, each in self._early.items() if each.holder != name}
         self._expired.extend(self._core.drop_holder(name))
+
+    def _changed(self) -> None:
+        self._turn(None)
 
     def _turn(self, mine: str | None) -> _Turn:
         """Let the core decide; post what is for others, once it may be told."""
@@ -389,7 +230,7 @@ class Scheduler:
                     turn.free.append(decision)
                 else:
                     posted.append(decision)
-            self._post(posted)
+            self._holders.post(posted)
             if (wake_s := core.next_wake_s()) is not None:
                 self._wake_by(wake_s)
             if self._expired:
@@ -398,16 +239,6 @@ class Scheduler:
         if mine is None:
             self._write(turn)
         return turn
-
-    def _post(self, decisions: list[Decision]) -> None:
-        """Put decisions where their processes find them; those of dead ones are dropped."""
-        posted: set[str] = set()
-        for decision in decisions:
-            if (holder := self._holders.get(decision.holder)) is not None:
-                holder.outbox.append(decision)
-                posted.add(decision.holder)
-        for name in posted:
-            self._signal(self._holders[name])
 
     # -- the store, under the lock too
 
@@ -424,7 +255,7 @@ class Scheduler:
             saved = store.load()
             # A process that does not come back is dropped like any other that is silent.
             for name in self._core.restore(saved):
-                self._holder(name)
+                self._heard(name)
             log.warning(
                 "scheduler restarted", paid_leases_open=sum(each.is_open for each in saved.leases)
             )
@@ -432,7 +263,7 @@ class Scheduler:
     def _write(
         self,
         turn: _Turn,
-        holder: _Holder | None = None,
+        holder: Holder | None = None,
         number: int = 0,
         on_disk: asyncio.Future[list[Decision]] | None = None,
     ) -> None:
@@ -452,9 +283,9 @@ class Scheduler:
                 if holder is not None:
                     holder.writing -= 1
                     holder.written = max(holder.written, number)
-                self._post(turn.others)
+                self._holders.post(turn.others)
                 if on_disk is None:
-                    self._post(turn.paid)
+                    self._holders.post(turn.paid)
                     return
             # A loop that waits is in another thread.
             on_disk.get_loop().call_soon_threadsafe(on_disk.set_result, turn.paid)
@@ -470,11 +301,6 @@ class Scheduler:
         """
         told = self._told or bool(self._core.registry.endpoints)
         return not told and self._clock.now() < self._refuses_from_s
-
-    @staticmethod
-    def _signal(holder: _Holder) -> None:
-        if holder.loop is not None and holder.wake is not None:
-            holder.loop.call_soon_threadsafe(holder.wake.set)
 
     def _wake_by(self, at_s: float) -> None:
         if at_s < self._wake_s:
@@ -497,13 +323,11 @@ class Scheduler:
             abort(expired)
 
     def _drop_silent(self) -> None:
-        limit_s = self._clock.now() - self._holder_timeout_s
-        for name, holder in list(self._holders.items()):
-            if holder.seen_s <= limit_s:
-                log.warning("process is silent, its leases end", holder=name)
-                self._drop(name)
-            else:
-                self._wake_by(holder.seen_s + self._holder_timeout_s)
+        for name in self._holders.silent(self._clock.now()):
+            log.warning("process is silent, its leases end", holder=name)
+            self._drop(name)
+        if (dead_s := self._holders.next_death_s()) is not None:
+            self._wake_by(dead_s)
 
 
 def abort(expired: list[Expired]) -> None:
