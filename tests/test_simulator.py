@@ -213,6 +213,20 @@ def test_nobody_beats_ours_at_cost_and_at_time(trace: Path) -> None:
     assert beaten == []
 
 
+def test_a_quick_run_is_told_written_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bench.report.OUT", tmp_path)
+    path = written(generated(), tmp_path / "small.jsonl")
+    assert simulate.main(["--trace", str(path), "--quick"]) in (0, 1), "bounds may be missed"
+    told = capsys.readouterr().out
+    assert "small, load 0.8" in told
+    assert "ours balanced + hosted" in told
+    report = json.loads((tmp_path / "simulate_quick.json").read_text())
+    assert {"small.p99_ttft_vs_best_80", "small.vs_bound"} <= report["ratios"].keys()
+    assert (tmp_path / "simulate_quick.png").stat().st_size > 10_000
+
+
 def test_the_bound_takes_prefixes_from_earlier_requests_only() -> None:
     arrivals = [Arrival(0.0, 1024, 1, (1, 2)), Arrival(1.0, 1024, 1, (1, 2))]
     first_s, second_s = alone(arrivals, SMALL)
