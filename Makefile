@@ -5,6 +5,7 @@ EXTRA  ?= cpu
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(EXTRA)
+BENCHES := scheduler scheduler_actor hosted local simulate affinity alarms
 
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
@@ -40,11 +41,9 @@ format: $(STAMP)  ## format the code
 
 bench: $(STAMP)  ## the benchmarks, side by side, ratios printed
 	@mkdir -p bench/out
-	$(BIN)/python -m bench.scheduler
-	$(BIN)/python -m bench.hosted
-	$(BIN)/python -m bench.local
-	$(BIN)/python -m bench.simulate
-	$(BIN)/python -m bench.affinity
+	@missed=""; for each in $(BENCHES); do \
+	  $(BIN)/python -m bench.$$each || missed="$$missed $$each"; done; \
+	  [ -z "$$missed" ] || { echo "bench: a bound was missed, or it failed:$$missed" >&2; exit 1; }
 
 bench-peers: $(STAMP)  ## an environment of their own for Ray Serve LLM and LiteLLM
 	PYTHON="$(PYTHON)" bash scripts/setup_peers.sh

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -257,7 +258,7 @@ def _idle_us(load: Load, calls: int = 6400, together: int = 32) -> float:
     return spent_s / calls * 1e6
 
 
-def main() -> None:
+def main() -> int:
     """Measure all sizes in turn, several rounds; the best round of each counts."""
     gc.set_threshold(GC_OBJECTS)  # As in the actor.
     rounds: dict[int, list[Measured]] = {endpoints: [] for endpoints in ENDPOINTS}
@@ -292,7 +293,7 @@ def main() -> None:
         "decisions_per_s_100": best[100].decisions_per_s,
         "cost_1000_vs_100": best[1000].us_per_decision / best[100].us_per_decision,
     }
-    report.ratios_table(ratios, BOUNDS)
+    kept = report.ratios_table(ratios, BOUNDS)
     figures = {
         str(size): {
             "best": {field: getattr(best[size], field) for field in Measured.__slots__},
@@ -301,7 +302,8 @@ def main() -> None:
         for size, each in rounds.items()
     }
     print(report.write("scheduler", figures, ratios, BOUNDS))
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from decimal import Decimal
 from pathlib import Path
@@ -115,8 +116,8 @@ def start(folder: str) -> Any:
     return actor
 
 
-def main() -> None:
-    """Measure, print, write."""
+def main() -> int:
+    """Measure, print, write; 1 when a bound is missed."""
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     kind: Any = ray.remote(num_cpus=0)(Client)
     figures: dict[str, Any] = {}
@@ -173,9 +174,10 @@ def main() -> None:
         "local_leases_per_s": max(figures[f"local_{n}"]["leases_per_s"] for n in PROCESSES),
         "steady_wait_ms": figures["wait_steady_local_ms"]["p50"],
     }
-    report.ratios_table(ratios, BOUNDS)
+    kept = report.ratios_table(ratios, BOUNDS)
     print(report.write("scheduler_actor", figures, ratios, BOUNDS))
     ray.shutdown()
+    return 0 if kept else 1
 
 
 def _cpu_s(_actor: Any) -> float:
@@ -183,4 +185,4 @@ def _cpu_s(_actor: Any) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

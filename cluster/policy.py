@@ -127,19 +127,19 @@ def reason(
         other: the runner-up, to be named with its standing.
     """
     candidate = candidates[chosen]
-    total_s = candidate.wait_s + candidate.service_s
     if able == 1:
         word = "only one able"
     else:
         word = f"{_superlative(candidates, chosen, policy, deadline_left_s)} of {able} able"
-    text = f"{word}: predicted {total_s:.3g} s, ${_usd(candidate.cost_usd)}"
+    to_first = "" if candidate.felt_s is None else " to the first token"
+    text = f"{word}: predicted {candidate.waited_s:.3g} s{to_first}, ${_usd(candidate.cost_usd)}"
     if peer:
         text = f"{text}; {peer}"
     if other is None:
         return text
     return (
         f"{text}; {other.name} {other.standing or 'free'}: "
-        f"{other.wait_s + other.service_s:.3g} s, ${_usd(other.cost_usd)}"
+        f"{other.waited_s:.3g} s, ${_usd(other.cost_usd)}"
     )
 
 
@@ -147,16 +147,16 @@ def _superlative(
     candidates: Sequence[Candidate], chosen: int, policy: Policy, deadline_left_s: float | None
 ) -> str:
     candidate = candidates[chosen]
-    cost_usd, total_s = candidate.cost_usd, candidate.wait_s + candidate.service_s
+    cost_usd, waited_s = candidate.cost_usd, candidate.waited_s
     if deadline_left_s is not None:
-        if total_s > deadline_left_s:
+        if candidate.total_s > deadline_left_s:
             return f"fastest (deadline in {deadline_left_s:.3g} s will be missed)"
         if policy is not Policy.LATENCY:
             return f"cheapest to meet {deadline_left_s:.3g} s"
     cheapest = fastest = True
     for each in candidates:
         cheapest = cheapest and cost_usd <= each.cost_usd
-        fastest = fastest and total_s <= each.wait_s + each.service_s
+        fastest = fastest and waited_s <= each.waited_s
     # Four cases: it wins on both, on money, on time, or on the sum of the two.
     if cheapest and fastest:
         return "cheapest and fastest" if len(candidates) > 1 else "least loaded"

@@ -99,3 +99,12 @@ def test_a_reason_claims_only_what_is_so(
     assert ("only one able" in claim) == (len(candidates) == 1)
     assert (other is None) == (";" not in text)
     assert re.search(r"predicted [\d.e+-]+ s, \$\d", text)
+
+
+def test_the_reason_of_a_stream_is_its_first_token() -> None:
+    soon = Candidate("soon", 0.0, 0.0, 9.0, "", felt_s=0.2)
+    later = Candidate("later", 0.0, 0.0, 3.0, "", felt_s=0.5)
+    text = reason([soon, later], 0, 2, Policy.LATENCY, None, "", later)
+    assert text == (
+        "cheapest and fastest of 2 able: predicted 0.2 s to the first token, $0; later free: 0.5 s, $0"
+    )
