@@ -8,12 +8,14 @@ connecting to a port of ours, its first event is lost.)
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import structlog
 import zmq
 
@@ -26,6 +28,8 @@ log = structlog.get_logger()
 _KEPT: Final = 100_000
 #: Batches taken in at once: what is left waits for the next time.
 _AT_ONCE: Final = 2_000
+#: Followed by the id of the process.
+_FOLDER: Final = "agentcloud-kv-"
 
 
 class BlockEvents:
@@ -44,8 +48,9 @@ class BlockEvents:
         self._socket.setsockopt(zmq.RCVHWM, _KEPT)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        _sweep()
         # Nobody else's to read: the events tell the prompts.
-        self._folder = Path(tempfile.mkdtemp(prefix="agentcloud-kv-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.address = f"ipc://{self._folder / 'events'}"
         self._socket.connect(self.address)
 
@@ -98,3 +103,11 @@ class BlockEvents:
 
     def __repr__(self) -> str:
         return f"BlockEvents({self.address}, {self.blocks}, broken={self._broken})"
+
+
+def _sweep() -> None:
+    """Remove the folders of engines that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if not (pid.isdigit() and psutil.pid_exists(int(pid))):
+            shutil.rmtree(folder, ignore_errors=True)

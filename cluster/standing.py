@@ -219,10 +219,10 @@ def overview(
         "budgets": [
             {
                 "scope": state.scope,
-                "limit_usd": None if state.limit_usd is None else str(state.limit_usd),
-                "spent_usd": str(state.spent_usd),
-                "reserved_usd": str(state.reserved_usd),
-                "unknown_usd": str(state.unknown_usd),
+                "limit_usd": None if state.limit_usd is None else f"{state.limit_usd:f}",
+                "spent_usd": f"{state.spent_usd:f}",
+                "reserved_usd": f"{state.reserved_usd:f}",
+                "unknown_usd": f"{state.unknown_usd:f}",
             }
             for state in budgets
         ],

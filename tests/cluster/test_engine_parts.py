@@ -6,7 +6,9 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from agentcloud.cluster import reaper
 from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.contracts import LoadReport
+from agentcloud.cluster.engine_events import BlockEvents
 from agentcloud.cluster.engine_load import LoadMeter
 from agentcloud.cluster.engine_requests import check_request, hold_forced_calls
 from agentcloud.cluster.errors import InvalidRequest
@@ -177,3 +180,18 @@ def test_a_forced_call_is_held_to_its_schema(
     (held,) = hold_forced_calls(params)["tools"]
     assert held.get("strict") is strict
     assert params["tools"] == [tool], "the caller's request is left as it is"
+
+
+def test_an_engine_that_was_killed_leaves_no_folder_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"{ended.pid}-x", f"{os.getppid()}-x"):
+        (tmp_path / f"agentcloud-kv-{name}").mkdir()
+    events = BlockEvents(lambda payload: payload)
+    left = {path.name.split("-")[2] for path in tmp_path.iterdir()}
+    assert left == {str(os.getppid()), str(os.getpid())}, "others that run keep theirs"
+    events.close()
+    assert len(list(tmp_path.iterdir())) == 1
