@@ -153,6 +153,8 @@ class Routing:
             sends are paid for.
         kind: what kind of job the call is of, for baselines and alarms; a job's calls carry its
             agent's name.
+        step: the recorded step that the call is: under it, whoever goes on after a crash finds
+            what was paid for it.
     """
 
     tier: str | None = None
@@ -171,6 +173,7 @@ class Routing:
     cache_marks: bool | None = None
     idempotent: bool = False
     kind: str = ""
+    step: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class PaidLease:
 
     Attributes:
         lifetime_s: seconds from the grant after which it expires.
+        step: the recorded step that its call is; None: of none.
     """
 
     lease_id: str
@@ -41,6 +42,7 @@ class PaidLease:
     budget: Path
     reserved_usd: Decimal
     lifetime_s: float
+    step: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Journal:
                     request.routing.budget,
                     lease.reserved_usd,
                     lease.expires_in_s,
+                    request.routing.step,
                 )
             )
 

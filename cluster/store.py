@@ -13,23 +13,12 @@ import json
 import time
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path as FilePath
 from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    create_engine,
-    delete,
-    event,
-    insert,
-    inspect,
-    select,
-)
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from agentcloud.cluster.budget import Path
-from agentcloud.cluster.config import state_dir
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import (
     Batch,
@@ -40,14 +29,13 @@ from agentcloud.cluster.journal import (
     Saved,
     SavedLease,
 )
-from agentcloud.cluster.store_tables import BUDGETS, FLEETS, LEASES, META, VERSION, Statements
+from agentcloud.cluster.sql import WHERE, cause, open_database
+from agentcloud.cluster.store_tables import BUDGETS, FLEETS, LEASES, Statements
 
-SCHEMA_VERSION: Final = 1
 #: Ended leases are kept so long, for whoever asks what was paid.
 KEEP_S: Final = 30 * 86400.0
 #: Leases of unknown cost that are read back: their cost may still be told.
 _UNKNOWN_KEPT: Final = 10_000
-_BUSY_TIMEOUT_S: Final = 10.0
 
 
 class Store:
@@ -59,29 +47,20 @@ class Store:
         """As `open_store`, for an engine that is there.
 
         Raises:
-            ConfigError: the database is of a newer agentcloud, or cannot be used.
+            ConfigError: the database cannot be used.
         """
         self._engine = engine
         self._fleet = fleet
         self._wall_s = wall_s
         #: Budgets that have a row.
         self._paths: set[str] = set()
-        where = engine.url.render_as_string(hide_password=True)
         try:
             with engine.begin() as connection:
-                _prepare(connection, where)
                 self.is_new = self._begin(connection)
             self._statements = Statements(engine)
         except SQLAlchemyError as error:
             engine.dispose()
-            raise ConfigError(
-                f"cannot use {where} ({_cause(error)}); give the scheduler a database that it can "
-                f"write, or remove the key",
-                where="fleet.yaml: store",
-            ) from error
-        except ConfigError:
-            engine.dispose()
-            raise
+            raise ConfigError(f"cannot be used ({cause(error)})", where=WHERE) from error
 
     def __repr__(self) -> str:
         return f"<Store {self._engine.url!r} fleet={self._fleet}>"
@@ -169,47 +148,7 @@ def open_store(url: str | None, fleet: str) -> Store:
     Raises:
         ConfigError: it cannot be opened, or is of a newer agentcloud.
     """
-    try:
-        if url is None:
-            folder = state_dir()
-            folder.mkdir(parents=True, exist_ok=True)
-            url = f"sqlite:///{folder / 'store.db'}"
-        engine = create_engine(url)
-        if engine.dialect.name == "sqlite":
-            if engine.url.database:
-                FilePath(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-            event.listen(engine, "connect", _set_up_sqlite)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
-        raise ConfigError(
-            f"cannot be opened ({error}); write e.g. sqlite:////var/lib/agentcloud/store.db, "
-            f"install the driver that the URL names, or leave it out",
-            where="fleet.yaml: store",
-        ) from error
-    return Store(engine, fleet)
-
-
-def _set_up_sqlite(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_S * 1000)}")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    # WAL's usual `normal` may lose the last commits with the machine's power.
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()
-
-
-def _prepare(connection: Connection, where: str) -> None:
-    """Create what is missing; refuse what is newer."""
-    if inspect(connection).has_table(VERSION.name):
-        found = connection.execute(select(VERSION.c.version)).scalar()
-        if found is not None and found > SCHEMA_VERSION:
-            raise ConfigError(
-                f"{where} was written by a newer agentcloud (its schema is {found}, this one "
-                f"knows {SCHEMA_VERSION}); upgrade agentcloud, or name another database",
-                where="fleet.yaml: store",
-            )
-    META.create_all(connection)
-    if connection.execute(select(VERSION.c.version)).scalar() is None:
-        connection.execute(insert(VERSION), {"version": SCHEMA_VERSION})
+    return Store(open_database(url, file="store.db"), fleet)
 
 
 def _granted(lease: PaidLease, fleet: str, now_s: float) -> dict[str, Any]:
@@ -225,6 +164,7 @@ def _granted(lease: PaidLease, fleet: str, now_s: float) -> dict[str, Any]:
         "granted_unix_s": now_s,
         "expires_unix_s": now_s + lease.lifetime_s,
         "state": LeaseState.GRANTED.value,
+        "step": lease.step,
     }
 
 
@@ -253,6 +193,7 @@ def _saved(row: Any, now_s: float) -> SavedLease:
         _path(row.budget),
         Decimal(row.reserved_usd),
         row.expires_unix_s - row.granted_unix_s,
+        row.step,
     )
     return SavedLease(lease, row.expires_unix_s - now_s, row.state == LeaseState.GRANTED)
 
@@ -263,7 +204,3 @@ def _key(path: Path) -> str:
 
 def _path(key: str) -> Path:
     return tuple(json.loads(key))
-
-
-def _cause(error: SQLAlchemyError) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]

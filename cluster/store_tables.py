@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
     BindParameter,
     Column,
-    Connection,
-    Delete,
     Engine,
     Float,
-    Index,
-    Insert,
     Integer,
     MetaData,
     String,
     Table,
-    Update,
     bindparam,
     delete,
     insert,
@@ -27,9 +21,9 @@ from sqlalchemy import (
 )
 
 from agentcloud.cluster.journal import LeaseState
+from agentcloud.cluster.sql import Statement
 
 META = MetaData()
-VERSION = Table("agentcloud_schema", META, Column("version", Integer, primary_key=True))
 FLEETS = Table(
     "fleets",
     META,
@@ -62,7 +56,7 @@ LEASES = Table(
     Column("state", String(16), nullable=False),
     Column("cost_usd", String(64)),
     Column("ended_unix_s", Float),
-    Index("paid_leases_open", "fleet", "state"),
+    Column("step", String(64)),
 )
 
 
@@ -87,33 +81,6 @@ _SUMS: Final[dict[str, BindParameter[Any]]] = {
     "spent_usd": _told("spent"),
     "unknown_usd": _told("unknown"),
 }
-
-
-class Statement:
-    """A statement compiled once: it runs for every batch, and compiling takes longer than SQLite.
-
-    Its values are plain text and numbers, which no driver wants converted.
-    """
-
-    def __init__(
-        self, statement: Insert | Update | Delete, engine: Engine, columns: Sequence[str] = ()
-    ) -> None:
-        compiled = statement.compile(engine, column_keys=list(columns) or None)
-        self._sql = str(compiled)
-        self._fixed = dict(compiled.params)
-        self._order = getattr(compiled, "positiontup", None)
-
-    def run(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run it once for each row; not at all without rows."""
-        if not rows:
-            return
-        told = [{**self._fixed, **row} for row in rows]
-        order = self._order
-        if order is None:
-            connection.exec_driver_sql(self._sql, told)
-        else:
-            values = [tuple(row[name] for name in order) for row in told]
-            connection.exec_driver_sql(self._sql, values)
 
 
 class Statements:

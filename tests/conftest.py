@@ -26,6 +26,7 @@ from agentcloud.cluster.engine_settings import EngineSettings, engine_settings
 from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.replica import start_replica
 from agentcloud.cluster.replica_wire import ReplicaInfo
+from tests.postgres import BIN, empty_database, postgres
 from tests.tiny_model import CONTEXT_TOKENS, make_tiny_model
 
 _MARK = "AGENTCLOUD_TEST_RUN"
@@ -101,6 +102,25 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
     gone = wait_until(lambda: not marked_processes(), _LEAVE_S)
     assert gone, f"processes left behind: {marked_processes()}"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of one real PostgreSQL, shared by the whole run."""
+    if BIN is None:
+        pytest.skip("scripts/apt.sh installs postgresql")
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database, of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'store.db'}"
+        return
+    with empty_database(request.getfixturevalue("postgres_server")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

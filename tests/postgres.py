@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
+
+from sqlalchemy import NullPool, create_engine, text
 
 _FOUND: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 BIN: Final = _FOUND[-1] if _FOUND else None
@@ -48,6 +51,21 @@ def postgres() -> Iterator[str]:
             _run([*account, BIN / "pg_ctl", "-D", data, "-m", "fast", "stop"])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def empty_database(server: str) -> Iterator[str]:
+    """A database of a test's own on a server; its URL."""
+    name = f"t{uuid.uuid4().hex}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    try:
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        yield server.replace("/postgres?", f"/{name}?")
+        with admin.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        admin.dispose()
 
 
 def _run(command: list[str | Path]) -> None:

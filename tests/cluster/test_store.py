@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,9 @@ from sqlalchemy import create_engine, event, text
 
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import Batch, BudgetRow, LeaseEnd, LeaseState, PaidLease
+from agentcloud.cluster.sql import open_database
 from agentcloud.cluster.store import Store, open_store
 from agentcloud.cluster.store_writer import StoreWriter
-from tests.postgres import BIN, postgres
 
 JOB = ("job:a", "task:a/1")
 
@@ -28,18 +27,6 @@ def lease(lease_id: str, usd: str = "0.25") -> PaidLease:
 
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'deep' / 'store.db'}"
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of an empty database."""
-    if request.param == "sqlite":
-        yield url(tmp_path)
-    elif BIN is None:
-        pytest.skip("scripts/apt.sh installs postgresql")
-    else:
-        with postgres() as found:
-            yield found
 
 
 def test_a_fleet_finds_what_it_wrote_and_another_finds_nothing(database: str) -> None:
@@ -91,17 +78,6 @@ def test_a_fleet_finds_what_it_wrote_and_another_finds_nothing(database: str) ->
     other.close()
 
 
-def test_the_database_of_a_newer_agentcloud_is_refused_in_one_line(tmp_path: Path) -> None:
-    open_store(url(tmp_path), "one").close()
-    engine = create_engine(url(tmp_path))
-    with engine.begin() as connection:
-        connection.execute(text("update agentcloud_schema set version = 99"))
-    engine.dispose()
-    with pytest.raises(ConfigError, match=r"newer agentcloud .*99.*upgrade") as caught:
-        open_store(url(tmp_path), "one")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     "bad", ["no url", "oracle-of-delphi://x", "sqlite:////proc/1/no/store.db", "mysql://x/y"]
 )
@@ -112,8 +88,7 @@ def test_a_database_that_cannot_be_opened_is_one_clear_line(bad: str) -> None:
 
 
 def test_what_comes_while_it_writes_is_one_transaction(tmp_path: Path) -> None:
-    engine = create_engine(url(tmp_path))
-    (tmp_path / "deep").mkdir()
+    engine = open_database(url(tmp_path), file="store.db")
     commits = []
     go_on = threading.Event()
     store = Store(engine, "one")
@@ -139,7 +114,7 @@ def test_what_comes_while_it_writes_is_one_transaction(tmp_path: Path) -> None:
 def test_a_write_that_fails_is_tried_again_and_tells_nobody_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentcloud.cluster.store_writer.RETRY_S", 0.01)
+    monkeypatch.setattr("agentcloud.cluster.group_writer.RETRY_S", 0.01)
     store = open_store(url(tmp_path), "one")
     blocker = create_engine(url(tmp_path))
     with blocker.begin() as connection:
