@@ -13,7 +13,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from agentcloud.agents.cascade import Cascade
 from agentcloud.agents.context import Context, Defaults
 from agentcloud.agents.load import load_object
-from agentcloud.agents.tools import Tool, index_tools
+from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.cluster.errors import AgentError
 
 __all__ = ["Agent", "Context", "agent", "load_agent", "run_agent"]
@@ -107,7 +107,7 @@ def agent(
     name: str | None = None,
     tier: str | Cascade = ...,
     max_tokens: int = ...,
-    tools: Sequence[Tool[..., Any]] = (),
+    tools: Sequence[AnyTool] = (),
     max_turns: int = ...,
 ) -> Callable[[Function[R]], Agent[R]]: ...
 def agent(
@@ -117,7 +117,7 @@ def agent(
     name: str | None = None,
     tier: str | Cascade = _DEFAULTS.tier,
     max_tokens: int = _DEFAULTS.max_tokens,
-    tools: Sequence[Tool[..., Any]] = (),
+    tools: Sequence[AnyTool] = (),
     max_turns: int = _DEFAULTS.max_turns,
 ) -> Agent[R] | Callable[[Function[R]], Agent[R]]:
     """Make an async function of `(ctx, item)` an agent that jobs can run.

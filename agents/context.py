@@ -23,7 +23,7 @@ from agentcloud.agents.params import check_params
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
 from agentcloud.agents.structured import ask_structured, structure_last
-from agentcloud.agents.tools import Tool, index_tools
+from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.clock import Clock, SystemClock
 from agentcloud.cluster.contracts import (
@@ -55,7 +55,7 @@ class Defaults:
 
     tier: str | Cascade = "small"
     max_tokens: int = 512
-    tools: tuple[Tool[..., Any], ...] = ()
+    tools: tuple[AnyTool, ...] = ()
     max_turns: int = 20
 
 
@@ -131,7 +131,7 @@ class Context:
         model: str | None = None,
         max_tokens: int | None = None,
         temperature: float | None = None,
-        tools: Sequence[Tool[..., Any]] | None = None,
+        tools: Sequence[AnyTool] | None = None,
         images: Sequence[Image] = (),
         deadline_s: float | None = None,
         repairs: int = 2,
@@ -219,7 +219,7 @@ class Context:
         sender: Sender,
         request: dict[str, Any],
         output: type[T] | None,
-        tools: Mapping[str, Tool[..., Any]],
+        tools: Mapping[str, AnyTool],
         limits: LoopLimits,
         repairs: int,
     ) -> T | str:

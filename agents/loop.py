@@ -13,7 +13,7 @@ from agentcloud.agents.concurrent import map_ordered
 from agentcloud.agents.history import fit
 from agentcloud.agents.output import ran_away
 from agentcloud.agents.prompt import MessageDict, answer_message, answer_text
-from agentcloud.agents.tools import Tool
+from agentcloud.agents.tool_base import AnyTool
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.errors import (
     AgentCloudError,
@@ -23,11 +23,12 @@ from agentcloud.cluster.errors import (
     NoEndpoint,
     Refused,
     TaskError,
+    ToolServerLost,
     TurnLimit,
 )
 
 #: Errors of a tool that end the whole agent: the model could not mend them.
-FATAL_IN_TOOLS = (BudgetExceeded, TaskError, NoEndpoint, ConfigError)
+FATAL_IN_TOOLS = (BudgetExceeded, TaskError, NoEndpoint, ConfigError, ToolServerLost)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ async def run_loop(
     sender: Sender,
     params: Mapping[str, Any],
     *,
-    tools: Mapping[str, Tool[..., Any]],
+    tools: Mapping[str, AnyTool],
     limits: LoopLimits,
     usage: Usage,
     growths: int = 2,
@@ -196,7 +197,7 @@ def check_limits(limits: LoopLimits, usage: Usage) -> None:
 
 
 async def _run_tools(
-    calls: Sequence[ToolUseBlock], tools: Mapping[str, Tool[..., Any]]
+    calls: Sequence[ToolUseBlock], tools: Mapping[str, AnyTool]
 ) -> list[dict[str, Any]]:
     """Run the calls at once; results in the order of the calls, failures as error results."""
     return await map_ordered(
@@ -204,7 +205,7 @@ async def _run_tools(
     )
 
 
-async def _run_tool(call: ToolUseBlock, tools: Mapping[str, Tool[..., Any]]) -> dict[str, Any]:
+async def _run_tool(call: ToolUseBlock, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
     result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call.id}
     tool = tools.get(call.name)
     if tool is None:

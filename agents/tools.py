@@ -6,8 +6,8 @@ import asyncio
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Generic, NotRequired, ParamSpec, TypeAlias, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Generic, NotRequired, ParamSpec, TypeVar, overload
 
 import anthropic
 import docstring_parser
@@ -16,28 +16,21 @@ from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypedDict
 
 from agentcloud.agents.output import explain
-from agentcloud.cluster.errors import AgentCloudError, AgentError, ToolFailed
+from agentcloud.agents.tool_base import AnyTool, ToolContent
+from agentcloud.cluster.errors import AgentError, ToolFailed
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: Content of a tool result: text, or blocks of the Messages API.
-ToolContent: TypeAlias = str | list[dict[str, Any]]
-
 
 # Called with fields known only at run time, which static checkers refuse for TypedDict itself.
 _make_typed_dict: Callable[[str, dict[str, Any]], Any] = typing.cast(Any, TypedDict)
 
 
-class Tool(Generic[P, R]):
+class Tool(AnyTool, Generic[P, R]):
     """A function as the model sees it. Calling it runs the plain function.
 
-    Attributes:
-        name: what the model calls it by.
-        description: what it does, from the docstring unless given.
-        input_schema: JSON schema of its arguments.
-        timeout_s: the longest one call may take, seconds.
-        strict: whether endpoints that can must hold the model to the schema.
+    Its description is the docstring's unless given, its schema the signature's. A result that is
+    text or content blocks is told as it is, anything else as JSON.
     """
 
     def __init__(
@@ -64,50 +57,18 @@ class Tool(Generic[P, R]):
         self._arguments = _arguments_adapter(function, self.name, told)
         self.input_schema = _schema(self._arguments, strict=strict)
 
-    def __repr__(self) -> str:
-        return f"<tool {self.name}>"
-
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the plain function, without validation or timeout."""
         return self._function(*args, **kwargs)
 
-    def to_param(self) -> dict[str, Any]:
-        """The tool as an entry of the request's `tools`."""
-        param = {
-            "name": self.name,
-            "description": self.description,
-            "input_schema": self.input_schema,
-        }
-        return {**param, "strict": True} if self.strict else param
-
-    async def run(self, arguments: Mapping[str, Any]) -> ToolContent:
-        """Validate the model's arguments and call the function (a sync one in a thread).
-
-        Returns:
-            The result as content of a tool result: text as it is, content blocks as they are,
-            anything else as JSON.
-
-        Raises:
-            ToolFailed: wrong arguments, an exception, a timeout, or a result that is no JSON.
-        """
+    async def _run(self, arguments: Mapping[str, Any]) -> ToolContent:
         try:
             values = self._arguments.validate_python(dict(arguments))
         except ValidationError as error:
             raise ToolFailed(
                 f"wrong arguments for {self.name}: {explain(error)}", tool=self.name
             ) from None
-        try:
-            async with asyncio.timeout(self.timeout_s) as limit:
-                result: object = await self._call(values)
-        except AgentCloudError:
-            raise
-        except Exception as error:
-            if isinstance(error, TimeoutError) and limit.expired():
-                message = f"{self.name} took longer than {self.timeout_s:g} s"
-            else:
-                message = f"{self.name} failed: {type(error).__name__}: {error}"
-            raise ToolFailed(message, tool=self.name) from error
-        return self._content(result)
+        return self._content(await self._call(values))
 
     async def _call(self, values: Mapping[str, Any]) -> object:
         function: Callable[..., Any] = self._function
@@ -173,22 +134,6 @@ def tool(
         )
 
     return wrap if function is None else wrap(function)
-
-
-def index_tools(tools: Sequence[Tool[..., Any]]) -> dict[str, Tool[..., Any]]:
-    """Tools by name.
-
-    Raises:
-        AgentError: something is no tool, or two have the same name.
-    """
-    by_name: dict[str, Tool[..., Any]] = {}
-    for one in tools:
-        if not isinstance(one, Tool):
-            raise AgentError(f"{one!r} is not a tool; decorate the function with @tool")
-        if one.name in by_name:
-            raise AgentError(f"two tools are named {one.name}; give one another name=")
-        by_name[one.name] = one
-    return by_name
 
 
 def _is_block(value: object) -> bool:

@@ -244,6 +244,14 @@ class ToolFailed(AgentError):
         self.tool = tool
 
 
+class ToolServerLost(AgentError):
+    """A server of tools could not be started or reached, or died; `server` says which."""
+
+    def __init__(self, message: str, *, server: str) -> None:
+        super().__init__(message)
+        self.server = server
+
+
 class OutputInvalid(AgentError):
     """The model's output never satisfied the asked-for type."""
 

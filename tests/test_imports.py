@@ -59,6 +59,11 @@ def test_only_the_engine_imports_vllm() -> None:
     assert importers("vllm", *LAYERS) == {"cluster/engine.py", "cluster/engine_handler.py"}
 
 
+def test_only_mcp_tools_import_mcp() -> None:
+    users = {"agents/mcp.py", "agents/mcp_servers.py"}
+    assert importers("mcp", *LAYERS) | importers("mcp_types", *LAYERS) == users
+
+
 def test_only_hosted_calls_use_anthropic_s_clients() -> None:
     users = {
         shown(path)

@@ -1,0 +1,79 @@
+"""A real MCP server of few tools: over stdio, or with a port over HTTP on loopback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+from mcp.server import MCPServer
+from mcp.server.mcpserver import Image
+from mcp_types import AudioContent, CallToolResult, ContentBlock, TextContent
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+server = MCPServer("tests", log_level="CRITICAL")
+
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@server.tool(name="look.up")
+def look_up(name: str) -> dict[str, Any]:
+    """Look a person up."""
+    return {"name": name, "age": 7}
+
+
+@server.tool()
+def picture() -> Image:
+    """Draw."""
+    return Image(data=PNG, format="png")
+
+
+@server.tool()
+def sound() -> list[ContentBlock]:
+    """Play."""
+    return [AudioContent(type="audio", data="AAAA", mime_type="audio/wav")]
+
+
+@server.tool()
+def refuse() -> CallToolResult:
+    """Report an error of its own."""
+    told = TextContent(type="text", text="no such file; try list_files")
+    return CallToolResult(content=[told], is_error=True)
+
+
+@server.tool()
+def secret() -> str:
+    """Tell what the environment gave it."""
+    return os.environ.get("TEST_TOKEN", "none")
+
+
+@server.tool()
+def die() -> str:
+    """End the server."""
+    print(f"fatal: disk of {os.environ.get('TEST_TOKEN')} is gone", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
+@server.tool()
+async def wait() -> str:
+    """Wait for ever, and say when that is over."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        if path := os.environ.get("TEST_CANCELLED"):
+            Path(path).touch()  # noqa: ASYNC240 - a moment
+    return ""
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        server.run("streamable-http", port=int(sys.argv[1]))
+    else:
+        server.run()
