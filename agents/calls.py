@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import anthropic
 from anthropic.types import Message
 
 from agentcloud.agents.attempts import Attempts
+from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import answer_text
 from agentcloud.agents.usage import Usage
@@ -43,6 +45,12 @@ class Calls:
         self.usage = usage
         self._client = client
         self._recorder = recorder
+
+    def counted_in(self, usage: Usage) -> Calls:
+        """The same calls, whose receipts go to `usage`."""
+        ours = copy.copy(self)
+        ours.usage = usage
+        return ours
 
     async def create(
         self, params: dict[str, Any], routing: Routing, escalated: Escalation | None = None
@@ -103,17 +111,20 @@ class RoutedSender:
     """Calls with one routing: the `Sender` of loops and structured outputs.
 
     Attributes:
+        deadline: when the ask should be done: each call is told what is left of it.
         escalated: why these calls are made at all; the first one's receipt says it.
     """
 
     calls: Calls
     routing: Routing
+    deadline: Deadline
     escalated: Escalation | None = None
 
     async def send(self, params: dict[str, Any]) -> Message:
         """Send a request and wait for its answer."""
         escalated, self.escalated = self.escalated, None
-        return await self.calls.create(params, self.routing, escalated)
+        routing = replace(self.routing, deadline_s=self.deadline.left_s())
+        return await self.calls.create(params, routing, escalated)
 
     def spend_attempt(self, why: str, last: str | None = None) -> None:
         """Spend one of the task's extra attempts."""

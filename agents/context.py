@@ -16,6 +16,7 @@ from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.calls import Calls, RoutedSender
 from agentcloud.agents.cascade import AUTO, Cascade
 from agentcloud.agents.concurrent import map_ordered
+from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.escalate import CascadeAsk, ask_cascade
 from agentcloud.agents.loop import LoopLimits, Sender, check_limits, refusal, run_loop
 from agentcloud.agents.output import output_schema
@@ -24,6 +25,7 @@ from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
 from agentcloud.agents.structured import ask_structured, structure_last
 from agentcloud.agents.tool_base import AnyTool, index_tools
+from agentcloud.agents.tool_scope import ToolScope
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.clock import Clock, SystemClock
 from agentcloud.cluster.contracts import (
@@ -112,7 +114,7 @@ class Context:
         self._base = routing or Routing()
         self._budgets = budgets
         self._clock = clock or SystemClock()
-        self._ends_s = None if deadline_s is None else self._clock.now() + deadline_s
+        self._deadline = Deadline(self._clock).within(deadline_s)
 
     def __repr__(self) -> str:
         return f"<Context {self.job_id or '-'}/{self.task_id or '-'}, {self.usage.calls} calls>"
@@ -159,7 +161,8 @@ class Context:
             temperature: 0 is the most likely answer.
             tools: functions that the model may call, in place of the agent's; `[]`: none.
             images: files, bytes or URLs, put before the text of the last message.
-            deadline_s: seconds from now by which the answer should be whole.
+            deadline_s: seconds from now by which the answer should be whole; a loop begins no
+                further turn after it.
             repairs: how often to ask again for a valid `output`.
             max_turns: the most answers of the loop.
             max_total_tokens: the most tokens of the loop, prompts and answers together.
@@ -169,48 +172,49 @@ class Context:
         Raises:
             OutputInvalid: no answer satisfied `output`.
             Refused: the model refused.
-            TurnLimit: the loop reached its turns or tokens.
+            TurnLimit: the loop reached its turns, tokens or time.
             BudgetExceeded: a budget is used up.
             AttemptsExhausted: the task's extra attempts are used up.
             AgentError: `output`, a tool or an image cannot be used.
         """
         if output is not None:
             output_schema(output)  # what cannot be asked for costs no call
-        by_name = index_tools(self.defaults.tools if tools is None else tools)
+        usage = self.usage.part()
+        calls, deadline = self._calls.counted_in(usage), self._deadline.within(deadline_s)
+        scope = ToolScope(self.attempts, self._clock)
+        offered = index_tools(self.defaults.tools if tools is None else tools)
+        by_name = {name: tool.within(scope) for name, tool in offered.items()}
         chosen = await self._tier_of(tier, model)
         one_tier = chosen if isinstance(chosen, str) else None
         request = self._request(prompt, images, one_tier, model, max_tokens, params)
         given = {"system": system, "temperature": temperature}
         request |= {key: value for key, value in given.items() if value is not None}
-        limits = LoopLimits(max_turns or self.defaults.max_turns, max_total_tokens, max_usd)
+        turns = max_turns or self.defaults.max_turns
+        limits = LoopLimits(turns, max_total_tokens, max_usd, deadline)
 
         async def answer(sender: Sender, request: dict[str, Any]) -> T | str:
-            return await self._answer(sender, request, output, by_name, limits, repairs)
+            return await self._answer(sender, request, output, by_name, limits, repairs, usage)
 
         if not isinstance(chosen, Cascade):
-            routing = self._routing(one_tier, deadline_s)
-            return await answer(RoutedSender(self._calls, routing), request)
+            return await answer(RoutedSender(calls, self._routing(one_tier), deadline), request)
         if by_name:
             raise AgentError(
                 f"ask: {chosen!r} with tools would run them once for each tier; name one tier, or "
                 f"check the answer in a second ask with tools=[]"
             )
-        began_s, calls_before = self._clock.now(), self.usage.calls
 
         def sender(tier: str, *, mean_logprob: bool, escalated: Escalation | None) -> Sender:
-            spent_s = self._clock.now() - began_s
-            left_s = None if deadline_s is None else max(0.001, deadline_s - spent_s)
-            routing = replace(self._routing(tier, left_s), mean_logprob=mean_logprob)
+            routing = replace(self._routing(tier), mean_logprob=mean_logprob)
             if tier != chosen.tiers[-1]:
                 # Its fallback may be the next tier, which would then be asked the same again.
                 routing = replace(routing, fallback=False)
-            return RoutedSender(self._calls, routing, escalated)
+            return RoutedSender(calls, routing, deadline, escalated)
 
         def before_tier() -> None:
-            check_limits(limits, self.usage.since(calls_before))
+            check_limits(limits, usage)
 
         value: T | str = await ask_cascade(
-            chosen, CascadeAsk(request, output, sender, answer, self.usage, before_tier)
+            chosen, CascadeAsk(request, output, sender, answer, usage, before_tier)
         )
         return value
 
@@ -222,16 +226,17 @@ class Context:
         tools: Mapping[str, AnyTool],
         limits: LoopLimits,
         repairs: int,
+        usage: Usage,
     ) -> T | str:
         """Ask one tier."""
         if tools:
             request = {**request, "tools": [tool.to_param() for tool in tools.values()]}
         elif output is not None:
-            return await ask_structured(sender, request, output, repairs=repairs, usage=self.usage)
-        result = await run_loop(sender, request, tools=tools, limits=limits, usage=self.usage)
+            return await ask_structured(sender, request, output, repairs=repairs, usage=usage)
+        result = await run_loop(sender, request, tools=tools, limits=limits, usage=usage)
         if output is not None:
             return await structure_last(
-                sender, request, result, output, repairs=repairs, usage=self.usage
+                sender, request, result, output, repairs=repairs, usage=usage
             )
         self._warn_if_cut(result.message, result.max_tokens)
         return answer_text(result.message)
@@ -265,7 +270,9 @@ class Context:
         request = self._request(prompt, images, chosen, model, max_tokens, params)
         if system is not None:
             request["system"] = system
-        calls = self._calls.stream(request, self._routing(chosen, deadline_s))
+        left_s = self._deadline.within(deadline_s).left_s()
+        routing = replace(self._routing(chosen), deadline_s=left_s)
+        calls = self._calls.stream(request, routing)
         async with aclosing(calls) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
@@ -347,11 +354,8 @@ class Context:
         named.check_on(fleet)
         return named
 
-    def _routing(self, tier: str | None, deadline_s: float | None) -> Routing:
-        if self._ends_s is not None:
-            left_s = max(0.001, self._ends_s - self._clock.now())
-            deadline_s = left_s if deadline_s is None else min(deadline_s, left_s)
-        return replace(self._base, tier=tier, deadline_s=deadline_s, budget=self._budget)
+    def _routing(self, tier: str | None) -> Routing:
+        return replace(self._base, tier=tier, budget=self._budget)
 
     def _warn_if_cut(self, message: Message, max_tokens: int) -> None:
         if message.stop_reason in ("max_tokens", "model_context_window_exceeded"):

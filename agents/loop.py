@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from anthropic.types import Message, ToolUseBlock
 
 from agentcloud.agents.concurrent import map_ordered
+from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.history import fit
 from agentcloud.agents.output import ran_away
 from agentcloud.agents.prompt import MessageDict, answer_message, answer_text
@@ -39,11 +40,13 @@ class LoopLimits:
         turns: the most answers of the model.
         tokens: the most tokens, prompts and answers together, over all turns; None: no limit.
         usd: the most money, checked after each turn; None: the budgets alone decide.
+        deadline: no further turn begins after it; None: no limit.
     """
 
     turns: int = 20
     tokens: int | None = None
     usd: Decimal | None = None
+    deadline: Deadline | None = None
 
 
 class Sender(Protocol):
@@ -91,7 +94,7 @@ async def run_loop(
         growths: how often a cut answer is asked for again with twice the tokens.
 
     Raises:
-        TurnLimit: the turns or tokens are used up.
+        TurnLimit: the turns, the tokens or the time are used up.
         BudgetExceeded: the money of `limits` is used up.
         Refused: the model refused.
     """
@@ -180,7 +183,7 @@ def _shorten(
 
 
 def check_limits(limits: LoopLimits, usage: Usage) -> None:
-    """Refuse to go on when an ask has used its tokens or its money.
+    """Refuse to go on when an ask has used its tokens, its money or its time.
 
     Raises:
         TurnLimit, BudgetExceeded: it has.
@@ -194,6 +197,13 @@ def check_limits(limits: LoopLimits, usage: Usage) -> None:
         )
     if limits.usd is not None and usage.known_cost_usd >= limits.usd:
         raise BudgetExceeded("this ask", used_usd=usage.known_cost_usd, limit_usd=limits.usd)
+    # The first call goes out however late it is: the scheduler says what is possible.
+    if usage.calls and limits.deadline is not None and limits.deadline.has_passed():
+        raise TurnLimit(
+            f"this ask made {usage.calls} calls without an answer before its deadline; raise "
+            f"deadline_s, or use faster tools or a faster tier",
+            turns=usage.calls,
+        )
 
 
 async def _run_tools(

@@ -77,6 +77,9 @@ class McpTool(AnyTool):
         self.description = told.description or told.title or told.name
         self.input_schema = told.input_schema
         self.timeout_s = server.timeout_s
+        hints = told.annotations
+        if hints is not None and (hints.read_only_hint or hints.idempotent_hint):
+            self.retries = server.retries
         self._connection = connection
         self._told_name = told.name
 

@@ -29,6 +29,8 @@ class McpServer(ABC):
         only: names of the tools to offer, as the server has them; None: all.
         timeout_s: the longest one call may take, seconds.
         start_timeout_s: the longest that starting and listing tools may take, seconds.
+        retries: how often a failed call is made again of tools that the server calls read-only
+            or idempotent; others are never repeated.
     """
 
     label: str
@@ -42,11 +44,13 @@ class McpServer(ABC):
         only: Collection[str] | None = None,
         timeout_s: float = 60.0,
         start_timeout_s: float = 30.0,
+        retries: int = 0,
     ) -> None:
         self.prefix = prefix
         self.only = None if only is None else frozenset(only)
         self.timeout_s = timeout_s
         self.start_timeout_s = start_timeout_s
+        self.retries = retries
         self._secrets = {
             name: value if isinstance(value, SecretStr) else SecretStr(value)
             for name, value in secrets.items()

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+from agentcloud.agents.tool_scope import ToolScope
+from agentcloud.cluster.config_rules import Retry
 from agentcloud.cluster.errors import AgentCloudError, AgentError, ToolFailed
+from agentcloud.cluster.retry import backoff_s
 
 #: Content of a tool result: text, or blocks of the Messages API.
 ToolContent: TypeAlias = str | list[dict[str, Any]]
+Self = TypeVar("Self", bound="AnyTool")
+
+_PACE = Retry()
+_JITTER = random.Random()  # noqa: S311 - only spreads waits
 
 
 class AnyTool(ABC):
@@ -22,6 +31,7 @@ class AnyTool(ABC):
         input_schema: JSON schema of its arguments.
         timeout_s: the longest one call may take, seconds.
         strict: whether endpoints that can must hold the model to the schema.
+        retries: how often a failed call may be made again; 0 unless a repeated call does no harm.
     """
 
     name: str
@@ -29,6 +39,8 @@ class AnyTool(ABC):
     input_schema: dict[str, Any]
     timeout_s: float = 60.0
     strict: bool = False
+    retries: int = 0
+    _scope: ToolScope | None = None
 
     def __repr__(self) -> str:
         return f"<tool {self.name}>"
@@ -42,12 +54,32 @@ class AnyTool(ABC):
         }
         return {**param, "strict": True} if self.strict else param
 
+    def within(self: Self, scope: ToolScope) -> Self:
+        """The tool as one ask has it."""
+        ours = copy.copy(self)
+        ours._scope = scope
+        return ours
+
     async def run(self, arguments: Mapping[str, Any]) -> ToolContent:
-        """Make one call with the model's arguments.
+        """Call it with the model's arguments; within an ask, up to `retries` times more.
+
+        Each further call spends one of the task's extra attempts, after a doubling wait with
+        jitter. Wrong arguments are not tried again: they would be wrong again. When nothing is left
+        to try, the failure is the model's to see.
 
         Raises:
             ToolFailed: wrong arguments, an exception, a timeout, or a result that cannot be told.
         """
+        for further in range(1, self.retries + 1):
+            try:
+                return await self._run_in_time(arguments)
+            except ToolFailed as error:
+                if error.permanent or self._scope is None or not self._scope.attempts.take():
+                    raise
+            await self._scope.clock.sleep(backoff_s(further, _PACE, _JITTER))
+        return await self._run_in_time(arguments)
+
+    async def _run_in_time(self, arguments: Mapping[str, Any]) -> ToolContent:
         try:
             async with asyncio.timeout(self.timeout_s) as limit:
                 return await self._run(arguments)

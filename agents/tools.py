@@ -41,6 +41,7 @@ class Tool(AnyTool, Generic[P, R]):
         description: str | None = None,
         timeout_s: float = 60.0,
         strict: bool = False,
+        retries: int = 0,
     ) -> None:
         functools.update_wrapper(self, function)
         docstring = docstring_parser.parse(inspect.getdoc(function) or "")
@@ -49,6 +50,9 @@ class Tool(AnyTool, Generic[P, R]):
         self.description = description or docstring.description or ""
         self.timeout_s = timeout_s
         self.strict = strict
+        self.retries = retries
+        if retries < 0:
+            raise AgentError(f"tool {self.name}: retries cannot be negative: {retries}")
         if not self.description:
             raise AgentError(
                 f"tool {self.name} has no docstring; say in one what it does, the model reads it"
@@ -66,7 +70,9 @@ class Tool(AnyTool, Generic[P, R]):
             values = self._arguments.validate_python(dict(arguments))
         except ValidationError as error:
             raise ToolFailed(
-                f"wrong arguments for {self.name}: {explain(error)}", tool=self.name
+                f"wrong arguments for {self.name}: {explain(error)}",
+                tool=self.name,
+                permanent=True,
             ) from None
         return self._content(await self._call(values))
 
@@ -88,6 +94,7 @@ class Tool(AnyTool, Generic[P, R]):
             raise ToolFailed(
                 f"{self.name} returned {type(result).__name__}, which is no JSON: {error}",
                 tool=self.name,
+                permanent=True,
             ) from None
 
 
@@ -100,6 +107,7 @@ def tool(
     description: str | None = None,
     timeout_s: float = 60.0,
     strict: bool = False,
+    retries: int = 0,
 ) -> Callable[[Callable[P, R]], Tool[P, R]]: ...
 def tool(
     function: Callable[P, R] | None = None,
@@ -109,6 +117,7 @@ def tool(
     description: str | None = None,
     timeout_s: float = 60.0,
     strict: bool = False,
+    retries: int = 0,
 ) -> Tool[P, R] | Callable[[Callable[P, R]], Tool[P, R]]:
     """Make a function callable by the model.
 
@@ -123,6 +132,9 @@ def tool(
         timeout_s: the longest one call may take, seconds.
         strict: hold the model to the schema where the endpoint can; the arguments then obey the
             limits of structured outputs (no dicts, no recursion).
+        retries: how often a call that fails or times out is made again before the model sees the
+            failure; only for functions that may run twice. Each spends one of the task's extra
+            attempts.
 
     Raises:
         AgentError: an argument has no usable type, or there is no description.
@@ -130,7 +142,12 @@ def tool(
 
     def wrap(function: Callable[P, R]) -> Tool[P, R]:
         return Tool(
-            function, name=name, description=description, timeout_s=timeout_s, strict=strict
+            function,
+            name=name,
+            description=description,
+            timeout_s=timeout_s,
+            strict=strict,
+            retries=retries,
         )
 
     return wrap if function is None else wrap(function)

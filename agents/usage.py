@@ -18,16 +18,25 @@ class Usage:
     """Receipts of the calls of one task, in the order in which they were answered."""
 
     receipts: list[Receipt] = field(default_factory=list)
+    _whole: Usage | None = field(default=None, repr=False, compare=False)
+
+    def part(self) -> Usage:
+        """An empty usage whose calls count here too: one ask's, while others run beside it."""
+        return Usage(_whole=self)
 
     def add(self, receipt: Receipt) -> None:
         """Count one answered call."""
         self.receipts.append(receipt)
+        if self._whole is not None:
+            self._whole.add(receipt)
 
     def mark_agreement(self, call_ids: Set[str], share: float) -> None:
         """Write onto the receipts of a cascade's samples what share of them agree."""
         for index, receipt in enumerate(self.receipts):
             if receipt.call_id in call_ids:
                 self.receipts[index] = replace(receipt, agreement=share)
+        if self._whole is not None:
+            self._whole.mark_agreement(call_ids, share)
 
     def mark_valid(self, message: Message, valid: bool) -> None:
         """Write onto an answer's receipt whether it satisfied its output's schema."""
@@ -35,7 +44,9 @@ class Usage:
         for index in range(len(self.receipts) - 1, -1, -1):
             if self.receipts[index].call_id == call_id:
                 self.receipts[index] = replace(self.receipts[index], valid=valid)
-                return
+                break
+        if self._whole is not None:
+            self._whole.mark_valid(message, valid)
 
     @property
     def calls(self) -> int:

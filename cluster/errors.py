@@ -237,11 +237,17 @@ class AgentError(AgentCloudError):
 
 
 class ToolFailed(AgentError):
-    """A tool raised, timed out, or was called with wrong arguments."""
+    """A tool raised, timed out, or was called with wrong arguments.
 
-    def __init__(self, message: str, *, tool: str) -> None:
+    Attributes:
+        tool: its name.
+        permanent: the same call would fail the same way.
+    """
+
+    def __init__(self, message: str, *, tool: str, permanent: bool = False) -> None:
         super().__init__(message)
         self.tool = tool
+        self.permanent = permanent
 
 
 class ToolServerLost(AgentError):

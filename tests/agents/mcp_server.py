@@ -10,7 +10,14 @@ from typing import Any
 import anyio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Image
-from mcp_types import AudioContent, CallToolResult, ContentBlock, TextContent
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import (
+    AudioContent,
+    CallToolResult,
+    ContentBlock,
+    TextContent,
+    ToolAnnotations,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -46,6 +53,28 @@ def refuse() -> CallToolResult:
     """Report an error of its own."""
     told = TextContent(type="text", text="no such file; try list_files")
     return CallToolResult(content=[told], is_error=True)
+
+
+calls: list[str] = []
+
+
+def fail_once(name: str) -> str:
+    calls.append(name)
+    if calls.count(name) == 1:
+        raise ToolError("busy")
+    return "ok"
+
+
+@server.tool(annotations=ToolAnnotations(read_only_hint=True))
+def read() -> str:
+    """Fail the first time."""
+    return fail_once("read")
+
+
+@server.tool()
+def write() -> str:
+    """Fail the first time."""
+    return fail_once("write")
 
 
 @server.tool()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from agentcloud.agents import Context, tool
+from agentcloud.agents import Context, Tool, tool
 from agentcloud.agents.attempts import Attempts
+from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.errors import (
     AttemptsExhausted,
     BudgetExceeded,
@@ -164,6 +167,83 @@ async def test_limits_end_a_loop_that_would_go_on() -> None:
     with pytest.raises(BudgetExceeded, match=r"budget of this ask is used up: 0\.002 of 0\.0015"):
         await Context(client).ask("go", tools=[add], max_usd=Decimal("0.0015"))
     assert len(client.requests) == 2
+
+
+async def test_a_loop_begins_no_turn_after_its_deadline() -> None:
+    clock = FakeClock()
+
+    @tool
+    async def slow() -> str:
+        """Take four seconds."""
+        clock.advance(4)
+        return "ok"
+
+    for of_task, of_ask in ((10, None), (None, 10), (60, 10)):
+        client = ScriptedClient(*(message(call("slow")) for _ in range(9)))
+        ctx = Context(client, clock=clock, deadline_s=of_task)
+        with pytest.raises(TurnLimit, match="made 3 calls without an answer before its deadline"):
+            await ctx.ask("go", tools=[slow], deadline_s=of_ask)
+        assert [routing.deadline_s for routing in client.routings] == [10, 6, 2]
+
+
+async def test_asks_beside_each_other_have_their_own_limits() -> None:
+    client = ScriptedClient(
+        *(message(call("add", a=1, b=2)) for _ in range(4)), *(message("3") for _ in range(4))
+    )
+    ctx = Context(client)
+
+    async def one(number: int) -> str:
+        return await ctx.ask(f"{number}?", tools=[add], max_total_tokens=30)
+
+    assert await ctx.map(one, range(4)) == ["3"] * 4
+    assert ctx.usage.calls == 8
+
+
+async def test_a_tool_that_may_be_repeated_is_before_the_model_sees_a_failure() -> None:
+    ran: list[str] = []
+
+    def flaky(name: str, retries: int) -> Tool[[int], Coroutine[Any, Any, str]]:
+        @tool(name=name, retries=retries)
+        async def run(a: int) -> str:
+            """Fail twice."""
+            ran.append(name)
+            if ran.count(name) < 3:
+                raise ConnectionError("try later")
+            return "ok"
+
+        return run
+
+    clock, attempts = FakeClock(), Attempts(3)
+    tools = [flaky("enough", 2), flaky("too_few", 1), flaky("none", 0)]
+    client = ScriptedClient(
+        message(call("enough", "t1", a="x")),
+        *(message(call(one.name, a=1)) for one in tools),
+        message("done"),
+    )
+    await Context(client, clock=clock, attempts=attempts).ask("go", tools=tools)
+    results = [request["messages"][-1]["content"][0] for request in client.requests[1:]]
+    assert [result.get("is_error", False) for result in results] == [True, False, True, True]
+    assert results[1]["content"] == "ok"
+    assert ran == ["enough"] * 3 + ["too_few"] * 2 + ["none"]
+    assert attempts.used == 3
+    assert all(
+        slept <= longest for slept, longest in zip(clock.slept_s, (0.5, 1, 0.5), strict=True)
+    )
+
+
+async def test_a_tool_is_not_repeated_when_the_task_has_no_attempts_left() -> None:
+    ran: list[int] = []
+
+    @tool(retries=5)
+    def broken() -> None:
+        """Fail."""
+        ran.append(1)
+        raise ConnectionError("try later")
+
+    client = ScriptedClient(message(call("broken")), message("sorry"))
+    ctx = Context(client, attempts=Attempts(1), clock=FakeClock())
+    assert await ctx.ask("go", tools=[broken]) == "sorry"
+    assert len(ran) == 2
 
 
 async def test_pause_turn_goes_on_and_refusal_ends() -> None:

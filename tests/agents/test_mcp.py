@@ -18,6 +18,7 @@ from agentcloud.agents import Context, Http, Stdio, mcp_tools, tool
 from agentcloud.agents.mcp import McpServer
 from agentcloud.agents.mcp_content import to_content
 from agentcloud.agents.tool_base import AnyTool
+from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.errors import AgentError, ConfigError, ToolFailed, ToolServerLost
 from tests.agents.fakes import ScriptedClient, call, message
 from tests.agents.mcp_server import PNG
@@ -88,6 +89,18 @@ async def test_a_model_uses_a_server_s_tools(server: McpServer) -> None:
     assert picture["content"] == [{"type": "image", "source": source}]
     assert refused["is_error"]
     assert refused["content"] == "refuse failed: no such file; try list_files"
+
+
+async def test_only_tools_that_the_server_calls_harmless_are_repeated() -> None:
+    client = ScriptedClient(message(call("read", "t1"), call("write", "t2")), message("done"))
+    ctx = Context(client, clock=FakeClock())
+    async with mcp_tools(stdio(retries=3)) as tools:
+        await ctx.ask("go", tools=tools)
+    read, write = client.requests[1]["messages"][-1]["content"]
+    assert read["content"] == "ok"
+    assert write["is_error"]
+    assert "busy" in write["content"]
+    assert ctx.attempts.used == 1
 
 
 async def test_a_name_is_changed_for_the_model_only(server: McpServer) -> None:

@@ -179,6 +179,8 @@ def test_unusable_functions_are_one_line() -> None:
     def odd(a: threading.Thread) -> None:
         """Do."""
 
+    with pytest.raises(AgentError, match="retries cannot be negative: -1"):
+        tool(retries=-1)(weather)
     for function, words in (
         (undescribed, "has no docstring"),
         (untyped, "argument a has no type"),
