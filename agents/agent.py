@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeAlias, TypeVar, overload
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from agentcloud.agents.cascade import Cascade
-from agentcloud.agents.context import Context, Defaults
+from agentcloud.agents.context import Context
+from agentcloud.agents.defaults import Defaults
 from agentcloud.agents.load import load_object
 from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.cluster.errors import AgentError
@@ -54,8 +55,23 @@ class Agent(Generic[R]):
         return f"<agent {self.name}>"
 
     async def __call__(self, ctx: Context, item: Any) -> R:
-        """Validate the item and run the function."""
-        return await self._function(ctx, self.validate(item))
+        """Validate the item and run the function.
+
+        Raises:
+            AgentError: the item is not of the agent's type, or the agent tried to end the process.
+        """
+        try:
+            return await self._function(ctx, self.validate(item))
+        except SystemExit as error:
+            # It would end the worker with every other task in it.
+            raise AgentError(
+                f"agent {self.name} called exit({error.code}); return or raise instead"
+            ) from error
+
+    @property
+    def item_name(self) -> str:
+        """What the function calls its item."""
+        return self._item.name
 
     def validate(self, item: Any) -> Any:
         """The item as the function's annotation wants it.
@@ -152,14 +168,9 @@ async def run_agent(agent: Agent[R], context: Context, item: Any) -> R:
         AgentError: the item is not of the agent's type, or the agent tried to end the process.
     """
     context.defaults = agent.defaults
+    context.path = (agent.name,)
     context.log = context.log.bind(agent=agent.name)
-    try:
-        return await agent(context, item)
-    except SystemExit as error:
-        # It would end the worker with every other task in it.
-        raise AgentError(
-            f"agent {agent.name} called exit({error.code}); return or raise instead"
-        ) from error
+    return await agent(context, item)
 
 
 def load_agent(target: str) -> Agent[Any]:

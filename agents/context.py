@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, TypeVar, overload
 
@@ -17,6 +18,7 @@ from agentcloud.agents.calls import Calls, RoutedSender
 from agentcloud.agents.cascade import AUTO, Cascade
 from agentcloud.agents.concurrent import map_ordered
 from agentcloud.agents.deadline import Deadline
+from agentcloud.agents.defaults import Defaults, Runnable
 from agentcloud.agents.escalate import CascadeAsk, ask_cascade
 from agentcloud.agents.loop import LoopLimits, Sender, check_limits, refusal, run_loop
 from agentcloud.agents.output import output_schema
@@ -40,25 +42,10 @@ T = TypeVar("T", bound=BaseModel)
 Item = TypeVar("Item")
 R = TypeVar("R")
 
+#: The most agents inside each other: beyond it they are taken to call each other without end.
+_MAX_DEPTH = 8
 #: Scope of the budget that is above every other.
 _FLEET_SCOPE = "fleet"
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What asks use that do not say it themselves.
-
-    Attributes:
-        tier: tier, model or cascade.
-        max_tokens: the most tokens of an answer.
-        tools: functions that the model may call.
-        max_turns: the most answers of one agent loop.
-    """
-
-    tier: str | Cascade = "small"
-    max_tokens: int = 512
-    tools: tuple[AnyTool, ...] = ()
-    max_turns: int = 20
 
 
 class Context:
@@ -82,6 +69,7 @@ class Context:
         usage: receipts of every answered call.
         log: logger with the ids bound.
         defaults: what asks use that do not say it themselves; `@agent(...)` sets it.
+        path: names of the agents that run, the outermost first.
     """
 
     def __init__(
@@ -107,6 +95,7 @@ class Context:
         self.usage = Usage()
         self.log = structlog.get_logger().bind(job=job_id, task=task_id)
         self.defaults = Defaults()
+        self.path: tuple[str, ...] = ()
         self._client = client
         self._cascade = cascade
         self._calls = Calls(client, recorder, self.attempts, self.usage)
@@ -180,8 +169,9 @@ class Context:
         if output is not None:
             output_schema(output)  # what cannot be asked for costs no call
         usage = self.usage.part()
-        calls, deadline = self._calls.counted_in(usage), self._deadline.within(deadline_s)
-        scope = ToolScope(self.attempts, self._clock)
+        deadline = self._deadline.within(deadline_s)
+        ours = self._with(usage, deadline)
+        calls, scope = ours._calls, ToolScope(self.attempts, self._clock, ours.run)
         offered = index_tools(self.defaults.tools if tools is None else tools)
         by_name = {name: tool.within(scope) for name, tool in offered.items()}
         chosen = await self._tier_of(tier, model)
@@ -302,6 +292,29 @@ class Context:
         """
         return await map_ordered(function, items, concurrency=concurrency)
 
+    async def run(self, agent: Runnable[R], item: Any) -> R:
+        """Run another agent within this task: `await ctx.run(researcher, {"topic": "tides"})`.
+
+        It has its own settings (tier, tools, ...). Budget, deadline, extra attempts, recorded
+        answers and the count of what was used are this task's. Its exceptions come through.
+
+        Args:
+            agent: made by `@agent`.
+            item: its input, validated as a row would be.
+
+        Raises:
+            AgentError: the item is not of the agent's type, or agents run each other without end.
+        """
+        if len(self.path) >= _MAX_DEPTH:
+            raise AgentError(
+                f"agent {agent.name}: {_MAX_DEPTH} agents run inside each other already "
+                f"({' -> '.join(self.path)}); let one of them answer by itself"
+            )
+        inner = self._with(self.usage.part(), self._deadline)
+        inner.item, inner.defaults, inner.path = item, agent.defaults, (*self.path, agent.name)
+        inner.log = self.log.bind(agent=agent.name)
+        return await agent(inner, item)
+
     async def remaining_usd(self) -> Decimal | None:
         """Money left for this task: the least over its budgets, reservations taken off.
 
@@ -353,6 +366,13 @@ class Context:
             named = self._cascade or Cascade(fleet.ordered)
         named.check_on(fleet)
         return named
+
+    def _with(self, usage: Usage, deadline: Deadline) -> Context:
+        """The same task, whose calls count in `usage` and end by `deadline`."""
+        other = copy.copy(self)
+        other.usage, other._deadline = usage, deadline
+        other._calls = self._calls.counted_in(usage)
+        return other
 
     def _routing(self, tier: str | None) -> Routing:
         return replace(self._base, tier=tier, budget=self._budget)

@@ -31,6 +31,9 @@ from agentcloud.cluster.errors import (
 #: Errors of a tool that end the whole agent: the model could not mend them.
 FATAL_IN_TOOLS = (BudgetExceeded, TaskError, NoEndpoint, ConfigError, ToolServerLost)
 
+#: Scope of a budget that only one ask has (`max_usd`).
+ASK_SCOPE = "this ask"
+
 
 @dataclass(frozen=True, slots=True)
 class LoopLimits:
@@ -196,7 +199,7 @@ def check_limits(limits: LoopLimits, usage: Usage) -> None:
             turns=usage.calls,
         )
     if limits.usd is not None and usage.known_cost_usd >= limits.usd:
-        raise BudgetExceeded("this ask", used_usd=usage.known_cost_usd, limit_usd=limits.usd)
+        raise BudgetExceeded(ASK_SCOPE, used_usd=usage.known_cost_usd, limit_usd=limits.usd)
     # The first call goes out however late it is: the scheduler says what is possible.
     if usage.calls and limits.deadline is not None and limits.deadline.has_passed():
         raise TurnLimit(

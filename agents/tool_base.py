@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from pydantic_core import PydanticSerializationError, to_json
+
 from agentcloud.agents.tool_scope import ToolScope
 from agentcloud.cluster.config_rules import Retry
 from agentcloud.cluster.errors import AgentCloudError, AgentError, ToolFailed
@@ -111,3 +113,27 @@ def index_tools(tools: Sequence[AnyTool]) -> dict[str, AnyTool]:
             raise AgentError(f"two tools are named {one.name}; give one another name=")
         by_name[one.name] = one
     return by_name
+
+
+def result_content(result: object, tool: str) -> ToolContent:
+    """What a tool returned: text as it is, content blocks as they are, anything else as JSON.
+
+    Raises:
+        ToolFailed: it is no JSON.
+    """
+    if isinstance(result, str):
+        return result
+    if isinstance(result, list) and result and all(map(_is_block, result)):
+        return result
+    try:
+        return to_json(result).decode()
+    except PydanticSerializationError as error:
+        raise ToolFailed(
+            f"{tool} returned {type(result).__name__}, which is no JSON: {error}",
+            tool=tool,
+            permanent=True,
+        ) from None
+
+
+def _is_block(value: object) -> bool:
+    return isinstance(value, dict) and value.get("type") in ("text", "image", "document")

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Generic, NotRequired, ParamSpec, TypeVar, ove
 import anthropic
 import docstring_parser
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypedDict
 
 from agentcloud.agents.output import explain
-from agentcloud.agents.tool_base import AnyTool, ToolContent
+from agentcloud.agents.tool_base import AnyTool, ToolContent, result_content
 from agentcloud.cluster.errors import AgentError, ToolFailed
 
 P = ParamSpec("P")
@@ -74,7 +73,7 @@ class Tool(AnyTool, Generic[P, R]):
                 tool=self.name,
                 permanent=True,
             ) from None
-        return self._content(await self._call(values))
+        return result_content(await self._call(values), self.name)
 
     async def _call(self, values: Mapping[str, Any]) -> object:
         function: Callable[..., Any] = self._function
@@ -82,20 +81,6 @@ class Tool(AnyTool, Generic[P, R]):
             return await function(**values)
         # A thread cannot be stopped: after a timeout the function runs on, and its result is lost.
         return await asyncio.to_thread(functools.partial(function, **values))
-
-    def _content(self, result: object) -> ToolContent:
-        if isinstance(result, str):
-            return result
-        if isinstance(result, list) and result and all(map(_is_block, result)):
-            return result
-        try:
-            return to_json(result).decode()
-        except PydanticSerializationError as error:
-            raise ToolFailed(
-                f"{self.name} returned {type(result).__name__}, which is no JSON: {error}",
-                tool=self.name,
-                permanent=True,
-            ) from None
 
 
 @overload
@@ -151,10 +136,6 @@ def tool(
         )
 
     return wrap if function is None else wrap(function)
-
-
-def _is_block(value: object) -> bool:
-    return isinstance(value, dict) and value.get("type") in ("text", "image", "document")
 
 
 def _arguments_adapter(

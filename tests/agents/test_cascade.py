@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from agentcloud.agents import Cascade, Context, agent, agreement, logprob, run_agent, schema, tool
 from agentcloud.agents.attempts import Attempts
-from agentcloud.agents.context import Defaults
+from agentcloud.agents.defaults import Defaults
 from agentcloud.cluster.contracts import Escalation
 from agentcloud.cluster.errors import (
     AgentError,
