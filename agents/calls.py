@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import anthropic
 from anthropic.types import Message
+from pydantic_core import from_json, to_json
 
 from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import answer_text
+from agentcloud.agents.record import from_record, to_record
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.contracts import (
     Escalation,
     Routing,
 )
 from agentcloud.cluster.errors import BackendError
-from agentcloud.cluster.ports import StepRecorder
+from agentcloud.cluster.ports import Step, StepRecorder
 
 
 class Calls:
@@ -56,34 +58,79 @@ class Calls:
         self, params: dict[str, Any], routing: Routing, escalated: Escalation | None = None
     ) -> Message:
         """One answer; `BackendError` rather than anthropic's exception where we have one."""
-        step = await self._recorder.begin(params) if self._recorder else None
-        if step is not None and step.answer is not None:
-            return self._count(step.answer, escalated)
-        with self._our_errors():
-            message = await self._client.messages.create(routing=self._counted(routing), **params)
-        if self._recorder is not None and step is not None:
-            await self._recorder.done(step, message)
+        async with self._step("model", params) as step:
+            if step is not None and step.recorded is not None:
+                return self._count(from_record(step.recorded), escalated)
+            with self._our_errors():
+                message = await self._client.messages.create(
+                    routing=self._counted(routing, step), **params
+                )
+        await self._record(step, message)
         return self._count(message, escalated)
 
     async def stream(
         self, params: dict[str, Any], routing: Routing
     ) -> AsyncGenerator[str | Message, None]:
         """The pieces of an answer's text as they come, and at last the whole answer."""
-        step = await self._recorder.begin(params) if self._recorder else None
-        if step is not None and step.answer is not None:
-            yield answer_text(step.answer)
-            yield self._count(step.answer)
-            return
-        with self._our_errors():
-            async with self._client.messages.stream(
-                routing=self._counted(routing), **params
-            ) as stream:
-                async for text in stream.text_stream:
-                    yield text
-                message = await stream.get_final_message()
-        if self._recorder is not None and step is not None:
-            await self._recorder.done(step, message)
+        async with self._step("model", params) as step:
+            if step is not None and step.recorded is not None:
+                message = from_record(step.recorded)
+                yield answer_text(message)
+                yield self._count(message)
+                return
+            with self._our_errors():
+                async with self._client.messages.stream(
+                    routing=self._counted(routing, step), **params
+                ) as stream:
+                    async for text in stream.text_stream:
+                        yield text
+                    message = await stream.get_final_message()
+        await self._record(step, message)
         yield self._count(message)
+
+    async def record(
+        self, kind: str, name: str, content: Any, make: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Make a step that is no call of a model, or give what is recorded of it.
+
+        Args:
+            kind: `tool` or `step`.
+            name: of the tool or function.
+            content: what it is given, JSON-able: with `name` what makes it the same step.
+            make: makes it; what it returns must be JSON-able, what it raises is not recorded.
+
+        Returns:
+            The answer as JSON gives it back.
+        """
+        if self._recorder is None:
+            return await make()
+        async with self._step(kind, content, name) as step:
+            assert step is not None
+            if step.recorded is not None:
+                return from_json(step.recorded)
+            answer = to_json(await make())
+        await self._recorder.done(step, answer)
+        return from_json(answer)
+
+    @asynccontextmanager
+    async def _step(
+        self, kind: str, content: Any, name: str | None = None
+    ) -> AsyncIterator[Step | None]:
+        """A step while it is made: left by an error, it is as if it had not begun."""
+        if self._recorder is None:
+            yield None
+            return
+        step = await self._recorder.begin(kind, name or str(content.get("model")), content)
+        try:
+            yield step
+        except BaseException:
+            self._recorder.failed(step)
+            raise
+
+    async def _record(self, step: Step | None, message: Message) -> None:
+        if self._recorder is not None and step is not None:
+            receipt = getattr(message, "agentcloud", None)
+            await self._recorder.done(step, to_record(message, receipt), receipt)
 
     @contextmanager
     def _our_errors(self) -> Iterator[None]:
@@ -96,8 +143,8 @@ class Calls:
                 raise
             raise error from error.__cause__
 
-    def _counted(self, routing: Routing) -> Routing:
-        return replace(routing, extra_sends=self.attempts)
+    def _counted(self, routing: Routing, step: Step | None) -> Routing:
+        return replace(routing, extra_sends=self.attempts, step=None if step is None else step.id)
 
     def _count(self, message: Message, escalated: Escalation | None = None) -> Message:
         receipt = getattr(message, "agentcloud", None)
@@ -125,6 +172,12 @@ class RoutedSender:
         escalated, self.escalated = self.escalated, None
         routing = replace(self.routing, deadline_s=self.deadline.left_s())
         return await self.calls.create(params, routing, escalated)
+
+    async def record(
+        self, kind: str, name: str, content: Any, make: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Make a step that is no call of a model, or give what is recorded of it."""
+        return await self.calls.record(kind, name, content, make)
 
     def spend_attempt(self, why: str, last: str | None = None) -> None:
         """Spend one of the task's extra attempts."""

@@ -25,6 +25,7 @@ from agentcloud.agents.output import output_schema
 from agentcloud.agents.params import check_params
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
+from agentcloud.agents.steps import run_step
 from agentcloud.agents.structured import ask_structured, structure_last
 from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.agents.tool_scope import ToolScope
@@ -314,6 +315,32 @@ class Context:
         inner.item, inner.defaults, inner.path = item, agent.defaults, (*self.path, agent.name)
         inner.log = self.log.bind(agent=agent.name)
         return await agent(inner, item)
+
+    @overload
+    async def step(
+        self, function: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any
+    ) -> R: ...
+    @overload
+    async def step(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> R: ...
+    async def step(
+        self, function: Callable[..., Any], /, *args: Any, name: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Run a function once in the task's life: its result is recorded, like a model's answer.
+
+        When the task is started again (its worker died, the job is resumed), a step with the same
+        name and arguments gives what is recorded. For what must not happen twice, or takes long.
+
+        Args:
+            function: async, or sync (run in a thread); what it returns must be JSON-able, and comes
+                back as an object of the type that it is annotated to return.
+            *args: its arguments, JSON-able.
+            name: of the step; the function's by default.
+            **kwargs: the same by name.
+
+        Raises:
+            AgentError: it has no name, or what it takes or returns is no JSON.
+        """
+        return await run_step(self._calls, function, args, kwargs, name)
 
     async def remaining_usd(self) -> Decimal | None:
         """Money left for this task: the least over its budgets, reservations taken off.

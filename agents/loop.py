@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol
@@ -57,6 +57,12 @@ class Sender(Protocol):
 
     async def send(self, params: dict[str, Any]) -> Message:
         """Send a request and wait for its answer."""
+        ...
+
+    async def record(
+        self, kind: str, name: str, content: Any, make: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Make a step that is no call of a model, or give what is recorded of it."""
         ...
 
     def spend_attempt(self, why: str, last: str | None = None) -> None:
@@ -128,7 +134,7 @@ async def run_loop(
             messages.append(answer_message(message))
         elif message.stop_reason == "tool_use" and calls:
             messages.append(answer_message(message))
-            messages.append({"role": "user", "content": await _run_tools(calls, tools)})
+            messages.append({"role": "user", "content": await _run_tools(sender, calls, tools)})
         else:
             return LoopResult(message, messages, max_tokens)
     raise TurnLimit(
@@ -210,24 +216,33 @@ def check_limits(limits: LoopLimits, usage: Usage) -> None:
 
 
 async def _run_tools(
-    calls: Sequence[ToolUseBlock], tools: Mapping[str, AnyTool]
+    sender: Sender, calls: Sequence[ToolUseBlock], tools: Mapping[str, AnyTool]
 ) -> list[dict[str, Any]]:
     """Run the calls at once; results in the order of the calls, failures as error results."""
     return await map_ordered(
-        lambda call: _run_tool(call, tools), calls, concurrency=max(1, len(calls))
+        lambda call: _run_tool(sender, call, tools), calls, concurrency=max(1, len(calls))
     )
 
 
-async def _run_tool(call: ToolUseBlock, tools: Mapping[str, AnyTool]) -> dict[str, Any]:
+async def _run_tool(
+    sender: Sender, call: ToolUseBlock, tools: Mapping[str, AnyTool]
+) -> dict[str, Any]:
     result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call.id}
     tool = tools.get(call.name)
     if tool is None:
         known = ", ".join(tools)
         return {**result, "is_error": True, "content": f"no tool {call.name!r}; tools: {known}"}
     arguments = call.input if isinstance(call.input, dict) else {}
-    try:
-        return {**result, "content": await tool.run(arguments)}
-    except FATAL_IN_TOOLS:
-        raise
-    except AgentCloudError as error:
-        return {**result, "is_error": True, "content": str(error)}
+
+    async def run() -> dict[str, Any]:
+        try:
+            return {"content": await tool.run(arguments)}
+        except FATAL_IN_TOOLS:
+            raise
+        except AgentCloudError as error:
+            return {"is_error": True, "content": str(error)}
+
+    if not tool.is_step:
+        return {**result, **await run()}
+    # What the model was told stays what it was told, also of a tool that failed.
+    return {**result, **await sender.record("tool", call.name, arguments, run)}

@@ -25,6 +25,8 @@ class AgentTool(AnyTool):
         timeout_s: the longest one run may take, seconds.
     """
 
+    is_step = False
+
     def __init__(self, agent: Agent[Any], name: str, description: str, timeout_s: float) -> None:
         self.name = name
         self.description = description

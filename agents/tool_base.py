@@ -34,6 +34,8 @@ class AnyTool(ABC):
         timeout_s: the longest one call may take, seconds.
         strict: whether endpoints that can must hold the model to the schema.
         retries: how often a failed call may be made again; 0 unless a repeated call does no harm.
+        is_step: whether its result is recorded as a step of the task; what makes steps of its own
+            (an agent) is not.
     """
 
     name: str
@@ -42,6 +44,7 @@ class AnyTool(ABC):
     timeout_s: float = 60.0
     strict: bool = False
     retries: int = 0
+    is_step: bool = True
     _scope: ToolScope | None = None
 
     def __repr__(self) -> str:

@@ -298,6 +298,8 @@ class Attempts:
             hedged=self._hedged,
             unknown_usd=self._unknown_usd,
             saved_usd=saved_usd,
+            lease_id=lease.lease_id,
+            lease_usd=cost_usd,
         )
         settlement = Settlement(
             lease_id=lease.lease_id,

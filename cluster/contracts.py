@@ -417,6 +417,8 @@ class Receipt:
         unknown_usd: the most that those of its sends may have cost whose cost is unknown: it stays
             charged to every budget, and `cost_usd` is None while it is not zero.
         considered: the endpoints that were compared for the send that was answered.
+        lease_id: of that send's lease; None: the answer took none.
+        lease_usd: what that send cost; None: unknown.
     """
 
     call_id: str
@@ -441,6 +443,8 @@ class Receipt:
     unknown_usd: Decimal = Decimal(0)
     considered: tuple[Considered, ...] = ()
     saved_usd: Decimal | None = None
+    lease_id: str | None = None
+    lease_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

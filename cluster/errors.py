@@ -292,5 +292,13 @@ class AttemptsExhausted(TaskError):
         self.last = last
 
 
+class AnswerUnknown(TaskError):
+    """A paid call of an earlier run may have been answered, and the answer is lost."""
+
+
+class RunReplaced(TaskError):
+    """A later run of the job has begun: this one writes nothing more."""
+
+
 class StepMismatch(TaskError):
     """A recorded step does not match what the program asks for now."""

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from anthropic.types import Message, RawMessageStreamEvent
+from anthropic.types import RawMessageStreamEvent
 
-from agentcloud.cluster.contracts import Answer, Call, Lease, LeaseRequest, Params, Settlement
+from agentcloud.cluster.contracts import (
+    Answer,
+    Call,
+    Lease,
+    LeaseRequest,
+    Params,
+    Receipt,
+    Settlement,
+)
 
 
 class Endpoint(Protocol):
@@ -54,19 +62,41 @@ class SchedulerPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One model call of a task: `answer` is its recorded answer, None when there is none yet."""
+    """One step of a task.
 
+    Attributes:
+        id: unique; says the task, what is asked, and which occurrence of it this is.
+        key: what is asked.
+        occurrence: how many equal steps of the task come before it.
+        recorded: its answer as JSON; None when there is none yet.
+    """
+
+    id: str
     key: str
-    answer: Message | None = None
+    occurrence: int
+    recorded: bytes | None = None
 
 
 class StepRecorder(Protocol):
-    """The answers of one task, recorded by content of the request and its occurrence number."""
+    """The steps of one task, recorded by their content and its occurrence number."""
 
-    async def begin(self, params: Params) -> Step:
-        """Name the next occurrence of this request and look its answer up."""
+    async def begin(self, kind: str, name: str, content: Any) -> Step:
+        """Name the next step with this content and look its answer up.
+
+        Args:
+            kind: `model`, `tool` or `step`.
+            name: of the model, the tool or the function.
+            content: JSON-able; for a model the request's parameters.
+
+        Raises:
+            TaskError: it may not be made (again).
+        """
         ...
 
-    async def done(self, step: Step, message: Message) -> None:
-        """Record the answer, its receipt included; it is durable when this returns."""
+    async def done(self, step: Step, answer: bytes, receipt: Receipt | None = None) -> None:
+        """Record the answer (JSON); it is durable when this returns."""
+        ...
+
+    def failed(self, step: Step) -> None:
+        """It has no answer: the next step with its content takes its place."""
         ...

@@ -112,6 +112,7 @@ class Scheduler(SchedulerControl):
             Journal() if fleet else None,
         )
         self._epoch = uuid.uuid4().hex
+        self._fleet = fleet
         self._refuses_from_s = self._clock.now() + REJOIN_S
         self._told = False
         self._early: dict[str, LeaseRequest] = {}

@@ -18,7 +18,13 @@ from agentcloud.cluster.alarm_watch import AlarmWatch, TaskFacts
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock
 from agentcloud.cluster.config import FleetConfig
-from agentcloud.cluster.contracts import BudgetState, EndpointSpec, LoadReport
+from agentcloud.cluster.contracts import (
+    BudgetState,
+    EndpointSpec,
+    LoadReport,
+    Outcome,
+    Settlement,
+)
 from agentcloud.cluster.demand import Demand, Expected
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.prefix import Change
@@ -45,6 +51,7 @@ class SchedulerControl(ABC):
     _holders: Holders
     _alarms: AlarmWatch
     _epoch: str
+    _fleet: str | None
     #: Why nothing is scheduled; None: all is well.
     _broken: ConfigError | None
     #: Whether the fleet has told which models may have replicas.
@@ -64,6 +71,11 @@ class SchedulerControl(ABC):
         if self._broken is not None:
             raise self._broken
         return self._epoch
+
+    @_control
+    async def fleet_id(self) -> str:
+        """Id of the fleet, under which the store keeps its budgets; empty: it keeps none."""
+        return self._fleet or ""
 
     @_control
     async def configure(self, config: FleetConfig) -> None:
@@ -132,6 +144,14 @@ class SchedulerControl(ABC):
         """As `SchedulerCore.mark_down`."""
         with self._lock:
             self._core.mark_down(name, why)
+            self._changed()
+
+    @_control
+    async def reconcile(self, costs: Sequence[tuple[str, Decimal]]) -> None:
+        """Tell what leases have cost whose holders died before they told it; USD by lease."""
+        with self._lock:
+            for lease_id, cost_usd in costs:
+                self._core.settle(Settlement(lease_id, Outcome.OK, cost_usd=cost_usd))
             self._changed()
 
     @_control

@@ -26,6 +26,8 @@ from agentcloud.cluster.errors import (
 from agentcloud.cluster.explain import considered_as_dict
 from agentcloud.cluster.logs import bound_ids
 from agentcloud.tasks.budgets import Budgets
+from agentcloud.tasks.ledger_client import LedgerPort
+from agentcloud.tasks.recorder import TaskRecorder
 from agentcloud.tasks.spec import JobSpec, TaskEnd, TaskInput, TaskResult
 
 log = structlog.get_logger()
@@ -40,6 +42,7 @@ async def attempt_task(
     spec: JobSpec,
     task: TaskInput,
     budgets: Budgets,
+    ledger: LedgerPort,
 ) -> TaskResult:
     """Run an agent on one input; never raises, a cancellation too becomes an end.
 
@@ -48,7 +51,7 @@ async def attempt_task(
     Every line logged meanwhile carries the job's id and the task's.
     """
     with bound_ids(job=spec.job_id, task=task.id):
-        result = await _attempt(agent, client, spec, task, budgets)
+        result = await _attempt(agent, client, spec, task, budgets, ledger)
         if spec.task_budget_usd is not None and _is_last(result, spec, task):
             await budgets.close(budget_path(spec, task.id))
         return result
@@ -60,6 +63,7 @@ async def _attempt(
     spec: JobSpec,
     task: TaskInput,
     budgets: Budgets,
+    ledger: LedgerPort,
 ) -> TaskResult:
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     started_s = time.monotonic()
@@ -67,6 +71,7 @@ async def _attempt(
     attempts = Attempts(spec.extra_attempts)
     attempts.charge(task.extra_used)
     path = budget_path(spec, task.id)
+    recorder = TaskRecorder(ledger, spec.job_id, task.id, spec.on_unknown)
     context = Context(
         client,
         job_id=spec.job_id,
@@ -74,6 +79,7 @@ async def _attempt(
         item=task.item,
         budget=path,
         deadline_s=_deadline_s(spec),
+        recorder=recorder,
         attempts=attempts,
         budgets=budgets.states,
         routing=Routing(kind=spec.kind),
@@ -84,6 +90,8 @@ async def _attempt(
     kind: str | None = None
     try:
         async with asyncio.timeout(spec.task_timeout_s) as limit:
+            if task.attempt > 1 or task.was_lost:
+                await recorder.recall(was_lost=task.was_lost)
             if spec.task_budget_usd is not None:
                 await budgets.open(path, spec.task_budget_usd)
             output = json_output(await run_agent(agent, context, task.item))
@@ -106,6 +114,8 @@ async def _attempt(
         error_kind=kind,
         calls=tuple(call_summary(receipt) for receipt in context.usage.receipts),
         extra_used=attempts.used,
+        reused=recorder.reused,
+        resent=recorder.resent,
     )
 
 
@@ -169,9 +179,9 @@ def json_output(value: Any) -> Any:
 def call_summary(receipt: Receipt) -> dict[str, Any]:
     """A call as the results file shows it; None where nothing was measured.
 
-    `batch` is there where it came by one, `saved_usd` where a hosted model's cache was used; what
-    only cascades have (`mean_logprob`, `agreement`, `escalated_from` and what goes with it) is
-    there where it is.
+    `cached` is there where no call was made for it, `batch` where it came by one, `saved_usd` where
+    a hosted model's cache was used; what only cascades have (`mean_logprob`, `agreement`,
+    `escalated_from` and what goes with it) is there where it is.
     """
     summary: dict[str, Any] = {
         "call": receipt.call_id,
@@ -199,6 +209,8 @@ def call_summary(receipt: Receipt) -> dict[str, Any]:
         summary["valid"] = receipt.valid
     if receipt.batch:
         summary["batch"] = True
+    if receipt.cached:
+        summary["cached"] = True
     if (escalated := receipt.escalated) is not None:
         spent_usd = escalated.spent_usd
         summary |= {

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
 
 from agentcloud.tasks.facts import FactBook
 from agentcloud.tasks.results import result_line
@@ -29,6 +30,35 @@ from agentcloud.tasks.spec import (
 from agentcloud.tasks.tally import Tally
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A task that has ended; `line` is its line of the results file, without its newline."""
+
+    id: str
+    index: int
+    done: bool
+    attempts: int
+    extra_used: int = 0
+    line: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a task has used that an earlier run of its job began and did not end."""
+
+    attempts: int
+    extra_used: int
+
+
+@dataclass(slots=True)
+class FormerRuns:
+    """What earlier runs of a job left: ended tasks, how many of them are done, and begun ones."""
+
+    ended: set[str] = field(default_factory=set)
+    done: int = 0
+    begun: dict[str, Begun] = field(default_factory=dict)
+
+
 class Board:
     """State of every task that was started and has not ended.
 
@@ -38,7 +68,8 @@ class Board:
         inputs: the job's inputs, streamed.
         attempts: the most starts of one task.
         extra_attempts: the most extra attempts of one task over all layers, restarts included.
-        finished_ids: tasks that an earlier run ended: not started again.
+        finished_ids: tasks that another job ended: not started again.
+        former: what earlier runs of this job left.
         tally: adds up calls of all attempts.
         facts: takes what tasks cost that ended.
     """
@@ -52,6 +83,7 @@ class Board:
         finished_ids: Set[str],
         tally: Tally,
         facts: FactBook | None = None,
+        former: FormerRuns | None = None,
     ) -> None:
         self._inputs = inputs
         self._attempts = attempts
@@ -62,15 +94,18 @@ class Board:
         self._running: dict[str, TaskRecord] = {}
         self._suspects: deque[TaskRecord] = deque()
         self._again: deque[TaskRecord] = deque()
-        self._lines: list[str] = []
+        self._former = former or FormerRuns()
+        self._ended: list[Ended] = []
         self._read_all = False
         self.stop_reason: str | None = None
         self.stop_detail: str | None = None
-        self.done = 0
-        self.failed = 0
+        self.done = self._former.done
+        self.failed = len(self._former.ended) - self._former.done
         self.bad_inputs = 0
         self.retried = 0
         self.already_done = 0
+        self.reused = 0
+        self.resent = 0
 
     def __repr__(self) -> str:
         return (
@@ -121,8 +156,12 @@ class Board:
                 continue  # the worker was given up on and the task started elsewhere
             del self._running[record.id]
             record.extra_used = result.extra_used
-            self._tally.add(result.calls)
-            self._facts.attempted(record.id, result.calls)
+            fresh = [call for call in result.calls if call["call"] not in record.counted]
+            record.counted.update(call["call"] for call in fresh)
+            self._tally.add(fresh)
+            self._facts.attempted(record.id, fresh)
+            self.reused += result.reused
+            self.resent += result.resent
             # Five ends: done; failed for good; a passing failure, with or without attempts left;
             # the budget is used up; cancelled.
             if result.end is TaskEnd.DONE:
@@ -170,21 +209,53 @@ class Board:
             self.stop_reason = reason
             self.stop_detail = detail
 
-    def drain_lines(self) -> list[str]:
-        """Lines for the results file since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
+    def drain_ended(self) -> list[Ended]:
+        """Tasks that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def _next_input(self) -> TaskRecord | None:
         for entry in self._inputs:
-            if entry.id in self._finished_ids:
+            if entry.id in self._former.ended:
+                self.bad_inputs += isinstance(entry, BadInput)
+            elif entry.id in self._finished_ids:
                 self.already_done += 1
             elif isinstance(entry, BadInput):
                 self._bad(entry)
             else:
-                return TaskRecord(entry.id, entry.index, entry.item)
+                record = TaskRecord(entry.id, entry.index, entry.item)
+                if self._begun(record):
+                    return record
         self._read_all = True
         return None
+
+    def _begun(self, record: TaskRecord) -> bool:
+        """Whether a task may be started, which an earlier run of the job may have begun.
+
+        It is begun again through no fault of its own, as far as one can tell; one that was there
+        whenever the whole job fell fails when its extra attempts are used.
+        """
+        before = self._former.begun.get(record.id)
+        if before is None:
+            return True
+        record.attempts = min(before.attempts, self._attempts - 1)
+        record.extra_used = before.extra_used + 1
+        record.lost = 1
+        self.retried += 1
+        if before.extra_used < self._extra_attempts:
+            return True
+        why = f"the job was cut off {before.extra_used} times with this task under way"
+        result = TaskResult(
+            record.id,
+            TaskEnd.FAILED,
+            duration_s=0.0,
+            started_at="",
+            error=why,
+            error_kind="AttemptsExhausted",
+        )
+        record.move(TaskState.RUNNING)
+        self._end(record, result, TaskState.FAILED)
+        return False
 
     def _bad(self, entry: BadInput) -> None:
         self.bad_inputs += 1
@@ -192,7 +263,8 @@ class Board:
         result = TaskResult(
             entry.id, TaskEnd.FAILED, duration_s=0.0, started_at="", error_kind="BadInput"
         )
-        self._lines.append(result_line(result, done=False, attempts=0, error=entry.why))
+        line = result_line(result, done=False, attempts=0, error=entry.why)
+        self._ended.append(Ended(entry.id, entry.index, done=False, attempts=0, line=line))
 
     def _retry_or_fail(
         self, record: TaskRecord, result: TaskResult, queue: deque[TaskRecord]
@@ -221,4 +293,7 @@ class Board:
         error = result.error
         if error is not None and record.attempts > 1:
             error = f"{error} (attempt {record.attempts} of {self._attempts})"
-        self._lines.append(result_line(result, done=done, attempts=record.attempts, error=error))
+        line = result_line(result, done=done, attempts=record.attempts, error=error)
+        self._ended.append(
+            Ended(record.id, record.index, done, record.attempts, record.extra_used, line)
+        )

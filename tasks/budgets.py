@@ -52,6 +52,26 @@ class Budgets:
         with contextlib.suppress(ray.exceptions.RayError):
             await self._scheduler.close_budget.remote(path)
 
+    async def fleet_id(self) -> str:
+        """Id of the fleet that they are of.
+
+        Raises:
+            BackendError: the scheduler does not answer.
+        """
+        try:
+            return str(await self._scheduler.fleet_id.remote())
+        except ray.exceptions.RayError as error:
+            raise _silent(error) from None
+
+    async def used_usd(self, path: tuple[str, ...]) -> Decimal:
+        """What a budget has spent, what is open or unknown at its reservation; 0: there is none."""
+        scope = "/".join(path)
+        with contextlib.suppress(BackendError):
+            for state in await self.states():
+                if state.scope == scope:
+                    return state.spent_usd + state.reserved_usd + state.unknown_usd
+        return Decimal(0)
+
     async def states(self) -> list[BudgetState]:
         """All open budgets.
 

@@ -37,11 +37,12 @@ def up_command(
 
     from agentcloud.cluster import lifecycle
     from agentcloud.cluster.config import load_fleet
+    from agentcloud.tasks import fleet_up
 
     config = load_fleet(fleet)
     info = lifecycle.connect_ray(address)
     try:
-        started = lifecycle.up(config, where=str(fleet), on_progress=say)
+        started = fleet_up.up(config, where=str(fleet), on_progress=say)
     finally:
         ray.shutdown()
     names = [spec.name for spec in started.endpoints]
@@ -71,10 +72,11 @@ def down_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -> Non
     import ray
 
     from agentcloud.cluster import lifecycle
+    from agentcloud.tasks import fleet_up
 
     lifecycle.connect_ray(address)
     try:
-        was_up = lifecycle.down()
+        was_up = fleet_up.down()
     finally:
         ray.shutdown()
     if as_json:

@@ -134,13 +134,16 @@ class Job:
         ray.kill(self._actor)
 
 
-def start_job(spec: JobSpec, *, total: int, detached: bool = False) -> Job:
+def start_job(
+    spec: JobSpec, *, total: int, detached: bool = False, origin: dict[str, Any] | None = None
+) -> Job:
     """Start a job's supervisor beside this process and let it go.
 
     Args:
         spec: the job; its paths are this node's.
         total: inputs, as `preflight` counted them.
         detached: it outlives this process, for `MIRROR_TIMEOUT_S` at most.
+        origin: what its submitter gave, for whoever resumes it.
 
     Raises:
         ConfigError: no fleet is up.
@@ -151,10 +154,12 @@ def start_job(spec: JobSpec, *, total: int, detached: bool = False) -> Job:
         namespace=RAY_NAMESPACE,
         num_cpus=0,
         lifetime="detached" if detached else None,
+        max_restarts=-1,
+        max_task_retries=-1,
         scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             here, soft=False
         ),
-    ).remote(spec, total, MIRROR_TIMEOUT_S if detached else None)
+    ).remote(spec, total, MIRROR_TIMEOUT_S if detached else None, origin)
     try:
         fetch(actor.start.remote())
     except BaseException:

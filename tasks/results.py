@@ -3,8 +3,9 @@
 A line holds `id`, `status` (`done` or `failed`), `output` or `error` and `error_kind`, `attempts`,
 `usage` (tokens), `cost_usd` (a decimal as text; null: unknown), `calls` (one entry per answered
 inference call), `duration_s` and `started_at`. A call that a cascade made after cheaper ones names
-them: `escalated_from`, `escalation` (why), `spent_elsewhere_usd` (what those cost). Lines come in
-the order in which tasks end.
+them: `escalated_from`, `escalation` (why), `spent_elsewhere_usd` (what those cost). A task that was
+begun again says `reused_steps` (recorded answers used in place of calls) and `resent_calls` (paid
+calls sent again because the first's answer was lost). Lines come in the order in which tasks end.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def result_line(result: TaskResult, *, done: bool, attempts: int, error: str | N
         "usage": {key: sum(call[key] for call in result.calls) for key in _TOKEN_KEYS},
         "cost_usd": _text(cost_of(result.calls)),
         "calls": [call | {"cost_usd": _text(call["cost_usd"])} for call in result.calls],
+        **({"reused_steps": result.reused} if result.reused else {}),
+        **({"resent_calls": result.resent} if result.resent else {}),
         "duration_s": round(result.duration_s, 6),
         "started_at": result.started_at,
     }

@@ -16,6 +16,7 @@ from agentcloud.cluster.config import load_fleet
 from agentcloud.cluster.endpoints import check_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.lifecycle import RayInfo
+from agentcloud.tasks import fleet_up
 
 
 @contextlib.contextmanager
@@ -51,12 +52,12 @@ def cluster_for_run(
     on_progress("starting Ray on this machine")
     try:
         info = lifecycle.start_local_ray(dashboard=dashboard)
-        lifecycle.up(config, where=str(fleet), on_progress=on_progress)
+        fleet_up.up(config, where=str(fleet), on_progress=on_progress)
         yield info
     finally:
         with uninterrupted():
             if ray.is_initialized():
-                lifecycle.down()
+                fleet_up.down()
                 ray.shutdown()
 
 

@@ -27,6 +27,13 @@ class OnBadInput(StrEnum):
     SKIP = "skip"
 
 
+class OnUnknown(StrEnum):
+    """What becomes of a paid call that was under way at a crash: its answer is lost."""
+
+    RESEND = "resend"
+    FAIL = "fail"
+
+
 class JobState(StrEnum):
     """Where a job is in its life."""
 
@@ -114,6 +121,7 @@ class JobSpec(BaseModel):
         task_timeout_s: the longest one attempt may take; None: no limit.
         deadline_s: how long each attempt at a task may take until its last answer: what its calls
             are told as their deadline. Tasks that wait for batches do not count as `concurrency`.
+        on_unknown: what becomes of a paid call that was under way when its worker died.
         retry_failed: tasks that the results file shows as failed are done again.
         folder: the user's folder: put on the import path; None: the current one of the worker.
         pin_to_node: workers run beside the supervisor (their files are on that machine only).
@@ -137,6 +145,7 @@ class JobSpec(BaseModel):
     workers: PositiveInt = 1
     task_timeout_s: PositiveFloat | None = None
     deadline_s: PositiveFloat | None = None
+    on_unknown: OnUnknown = OnUnknown.RESEND
     retry_failed: bool = False
     folder: Path | None = None
     pin_to_node: bool = True
@@ -164,6 +173,7 @@ class TaskInput:
         item: what the agent function is given: any JSON value, mostly an object.
         attempt: 1 for the first start.
         extra_used: extra attempts that earlier starts used, this restart included.
+        was_lost: an earlier start ended with its worker: what it asked may be paid and unanswered.
     """
 
     id: str
@@ -171,11 +181,15 @@ class TaskInput:
     item: Any
     attempt: int = 1
     extra_used: int = 0
+    was_lost: bool = False
 
 
 @dataclass(slots=True)
 class TaskRecord:
-    """One task while its job runs; changes state by `move` only."""
+    """One task while its job runs; changes state by `move` only.
+
+    `counted`: ids of the calls of earlier attempts; what they recorded is told by later ones too.
+    """
 
     id: str
     index: int
@@ -185,6 +199,7 @@ class TaskRecord:
     lost: int = 0
     extra_used: int = 0
     worker: str | None = None
+    counted: set[str] = field(default_factory=set)
 
     def move(self, new: TaskState) -> None:
         """Change state.
@@ -201,7 +216,9 @@ class TaskRecord:
         self.move(TaskState.RUNNING)
         self.attempts += 1
         self.worker = worker
-        return TaskInput(self.id, self.index, self.item, self.attempts, self.extra_used)
+        return TaskInput(
+            self.id, self.index, self.item, self.attempts, self.extra_used, self.lost > 0
+        )
 
 
 class TaskEnd(StrEnum):
@@ -228,6 +245,8 @@ class TaskResult:
         duration_s: of this attempt.
         started_at: ISO 8601, UTC.
         extra_used: extra attempts that the task has used so far, earlier starts included.
+        reused: steps whose recorded answers were used.
+        resent: paid calls sent again because the answer of the first was lost with its worker.
     """
 
     id: str
@@ -239,6 +258,8 @@ class TaskResult:
     error_kind: str | None = None
     calls: tuple[dict[str, Any], ...] = ()
     extra_used: int = 0
+    reused: int = 0
+    resent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +299,10 @@ class JobRecord:
         bad_inputs: inputs that could not be read (counted in `failed` too).
         cost_usd: of the calls whose cost is known.
         unknown_cost_calls: calls whose cost is not known: they stay charged at their reservation.
-        elapsed_s: since the job started, until its end.
+        reused_steps: steps whose recorded answers were used in place of calls.
+        resent_calls: paid calls sent again because the answer of the first was lost at a crash.
+        run: 1, and one more each time that the job was gone on with.
+        elapsed_s: since this run started, until its end.
     """
 
     job_id: str
@@ -293,6 +317,9 @@ class JobRecord:
     bad_inputs: int = 0
     retried: int = 0
     workers_lost: int = 0
+    reused_steps: int = 0
+    resent_calls: int = 0
+    run: int = 1
     cost_usd: Decimal = Decimal(0)
     unknown_cost_calls: int = 0
     elapsed_s: float = 0.0
@@ -329,6 +356,9 @@ class JobRecord:
                 "retried": self.retried,
             },
             "workers_lost": self.workers_lost,
+            "reused_steps": self.reused_steps,
+            "resent_calls": self.resent_calls,
+            "run": self.run,
             "cost_usd": str(self.cost_usd),
             "unknown_cost_calls": self.unknown_cost_calls,
             "elapsed_s": round(self.elapsed_s, 3),

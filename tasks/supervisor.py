@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -20,12 +21,13 @@ import ray
 import structlog
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
-from agentcloud.cluster.errors import AgentCloudError, ConfigError
+from agentcloud.cluster.errors import AgentCloudError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import one_line
 from agentcloud.tasks.board import Board
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.facts import TELL_EVERY_S, FactBook, tell
+from agentcloud.tasks.job_ledger import JobLedger, begin_run
 from agentcloud.tasks.results import ResultsFile
 from agentcloud.tasks.sources import read_inputs
 from agentcloud.tasks.spec import (
@@ -66,9 +68,16 @@ class Supervisor:
         spec: the job.
         total: inputs in its file, as surveyed.
         mirror_timeout_s: without a call of `record` for so long the job stops; None: never.
+        origin: what the job's submitter gave, for whoever resumes it.
     """
 
-    def __init__(self, spec: JobSpec, total: int, mirror_timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        total: int,
+        mirror_timeout_s: float | None = None,
+        origin: dict[str, Any] | None = None,
+    ) -> None:
         configure_logs(actor=f"job:{spec.job_id}", job=spec.job_id)
         self._spec = spec
         self._total = total
@@ -93,29 +102,49 @@ class Supervisor:
         self._spent_usd: Decimal | None = None
         self._over = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
+        self._origin = origin or {}
+        self._ledger: JobLedger | None = None
+        self._starting = asyncio.Lock()
 
     def __repr__(self) -> str:
         return f"job:{self._spec.job_id}"
 
     async def start(self) -> None:
-        """Open the results file and the budget, and start the workers.
+        """Open ledger, results file and budget, and start the workers. Safe to call twice.
+
+        A supervisor that Ray has restarted is started by the first call that reaches it, and goes
+        on from the ledger: its workers ended with the one before.
 
         Raises:
             ConfigError: no fleet is up, or the results file cannot be used.
         """
-        results = ResultsFile(self._spec.output, retry_failed=self._spec.retry_failed)
-        self._results = results
+        async with self._starting:
+            if self._main is None:
+                await self._start()
+
+    async def _start(self) -> None:
+        spec, budgets = self._spec, Budgets.of_cluster()
+        _end_workers(spec.job_id)
+        ledger = await begin_run(spec, self._origin, budgets)
+        results = ResultsFile(spec.output, retry_failed=spec.retry_failed)
+        try:
+            former = await ledger.former_runs(results, self._tally)
+            await budgets.open((spec.budget_scope,), ledger.budget_usd)
+        except BaseException:
+            results.close()
+            raise
+        self._ledger, self._results = ledger, results
         self._board = Board(
-            read_inputs(self._spec.input, source=self._spec.source),
-            attempts=self._spec.attempts,
-            extra_attempts=self._spec.extra_attempts,
+            read_inputs(spec.input, source=spec.source),
+            attempts=spec.attempts,
+            extra_attempts=spec.extra_attempts,
             finished_ids=frozenset(results.done_ids | results.failed_ids),
             tally=self._tally,
             facts=self._facts,
+            former=former,
         )
-        await self._open_budget()
         self._move(JobState.RUNNING)
-        for _ in range(self._spec.workers):
+        for _ in range(spec.workers):
             self._spawn()
         self._main = asyncio.create_task(self._run())
 
@@ -130,7 +159,7 @@ class Supervisor:
             tasks = self._board.take(worker, room) if room > 0 else []
             if tasks and self._working_since_s is None:
                 self._working_since_s = time.monotonic()
-            self._write()
+            await self._write(tasks)
         except AgentCloudError as error:  # the input or the disk went away under the job
             self._fail(one_line(error))
             return Handout((), is_over=False)
@@ -139,10 +168,12 @@ class Supervisor:
     async def record(self) -> JobRecord:
         """The job as it stands; each call is also a sign of life of whoever mirrors the job."""
         self._heard_s = time.monotonic()
+        await self.start()
         return self._record()
 
     async def cancel(self, reason: str = "on request") -> None:
         """Stop now: running tasks are cancelled, their calls aborted; what is done is kept."""
+        await self.start()
         if self._state.is_final:
             return
         self._board.stop(_CANCELLED, reason)
@@ -154,6 +185,7 @@ class Supervisor:
 
     async def wait(self) -> JobRecord:
         """Wait until the job has ended."""
+        await self.start()
         await self._over.wait()
         return self._record()
 
@@ -161,10 +193,11 @@ class Supervisor:
         try:
             await self._until_finished()
             await self._stop_workers()
-            self._write()
+            await self._write()
             tell(self._spec.kind, self._facts.drain())
-            await self._settle_budget()
-            self._finish()
+            state = self._end_state()
+            await self._settle(state)
+            self._move(state)  # last: whoever sees it ends this actor
         except Exception as error:
             log.exception("the supervisor failed", job=self._spec.job_id)
             self._reason, self._detail = _ERROR, one_line(error)
@@ -202,7 +235,9 @@ class Supervisor:
         )
 
     def _spawn(self) -> None:
-        name = f"worker:{self._spec.job_id}:{self._spawned}"
+        assert self._ledger is not None
+        # Those of an earlier run may not be gone yet.
+        name = f"worker:{self._spec.job_id}:{self._ledger.epoch}.{self._spawned}"
         self._spawned += 1
         here = ray.get_runtime_context().get_node_id()
         worker = WorkerActor.options(
@@ -219,6 +254,7 @@ class Supervisor:
             self._spec,
             math.ceil(self._spec.concurrency / self._spec.workers),
             ray.get_runtime_context().current_actor,
+            self._ledger.epoch,
         )
         self._workers[name] = worker
         watcher = asyncio.create_task(self._watch(name, worker))
@@ -237,14 +273,17 @@ class Supervisor:
             self._fail(one_line(error.cause if error.cause is not None else error))
         except ray.exceptions.RayError as error:
             del self._workers[name]
-            self._on_death(name, " ".join(str(error).split())[:300])
+            await self._on_death(name, " ".join(str(error).split())[:300])
         else:
             del self._workers[name]
             ray.kill(worker)
 
-    def _on_death(self, name: str, why: str) -> None:
+    async def _on_death(self, name: str, why: str) -> None:
         held = self._board.lose(name, _cause_of_death(why), _now())
-        self._write()
+        try:
+            await self._write()
+        except AgentCloudError as error:
+            self._fail(one_line(error))
         if self._board.stop_reason is not None or self._board.is_finished:
             return
         self._workers_lost += 1
@@ -269,36 +308,39 @@ class Supervisor:
             for worker in self._workers.values():
                 worker.cancel.remote()
 
-    def _finish(self) -> None:
+    def _end_state(self) -> JobState:
         reason, detail = self._board.stop_reason, self._board.stop_detail
         # Four ends: every input has its line; cancelled; an error of the job as a whole; the
         # budget.
         if reason is None:
-            self._move(JobState.DONE)
-        elif reason == _CANCELLED:
+            return JobState.DONE
+        if reason == _CANCELLED:
             self._reason = detail
-            self._move(JobState.CANCELLED)
-        else:
-            self._reason, self._detail = reason, detail
-            self._move(JobState.FAILED if reason == _ERROR else JobState.STOPPED)
+            return JobState.CANCELLED
+        self._reason, self._detail = reason, detail
+        return JobState.FAILED if reason == _ERROR else JobState.STOPPED
 
     def _move(self, new: JobState) -> None:
         check_job_change(self._state, new)
         self._state = new
         log.info("job state", job=self._spec.job_id, state=str(new), reason=self._reason)
 
-    def _write(self) -> None:
-        lines = self._board.drain_lines()
-        if lines and self._results is not None:
-            self._results.append(lines)
+    async def _write(self, started: Sequence[TaskInput] = ()) -> None:
+        """Into the ledger first, then into the results file, which a later run completes."""
+        assert self._ledger is not None
+        assert self._results is not None
+        ended = self._board.drain_ended()
+        await self._ledger.write(started, ended)
+        if ended:
+            self._results.append([each.line for each in ended])
 
-    async def _open_budget(self) -> None:
-        await Budgets.of_cluster().open((self._spec.budget_scope,), self._spec.budget_usd)
-
-    async def _settle_budget(self) -> None:
-        # The tasks' own budgets go with it.
-        with contextlib.suppress(ConfigError):  # the fleet was taken down meanwhile
-            await Budgets.of_cluster().close((self._spec.budget_scope,))
+    async def _settle(self, state: JobState) -> None:
+        """Tell the ledger how the run ended, and forget its budgets, the tasks' own with them."""
+        assert self._ledger is not None
+        budgets, scope = Budgets.of_cluster(), (self._spec.budget_scope,)
+        record = replace(self._record(), state=state)
+        await self._ledger.end(record, await budgets.used_usd(scope))
+        await budgets.close(scope)
 
     def _record(self) -> JobRecord:
         board = self._board
@@ -316,6 +358,9 @@ class Supervisor:
             bad_inputs=board.bad_inputs,
             retried=board.retried,
             workers_lost=self._workers_lost,
+            reused_steps=board.reused,
+            resent_calls=board.resent,
+            run=self._ledger.epoch if self._ledger is not None else 1,
             cost_usd=self._tally.cost_usd,
             unknown_cost_calls=self._tally.unknown_cost_calls,
             elapsed_s=now_s - self._started_s,
@@ -323,6 +368,15 @@ class Supervisor:
             detail=self._detail,
             endpoints=self._tally.endpoints(now_s - (self._working_since_s or now_s)),
         )
+
+
+def _end_workers(job_id: str) -> None:
+    """End workers that a supervisor before this one left: they go on paying for a while."""
+    prefix = f"worker:{job_id}:"
+    for entry in ray.util.list_named_actors(all_namespaces=True):
+        if entry["namespace"] == RAY_NAMESPACE and entry["name"].startswith(prefix):
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):
+                ray.kill(ray.get_actor(entry["name"], namespace=RAY_NAMESPACE))
 
 
 def _cause_of_death(why: str) -> str:

@@ -21,6 +21,7 @@ from agentcloud.cluster.client import AsyncAgentCloud
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.attempt import attempt_task
 from agentcloud.tasks.budgets import Budgets
+from agentcloud.tasks.ledger_client import LedgerClient
 from agentcloud.tasks.spec import JobSpec, TaskResult
 
 #: Outcomes that arrive so close together travel together, seconds.
@@ -39,14 +40,16 @@ class Worker:
         spec: the job.
         room: tasks it runs at once, those that wait for batches left out.
         supervisor: handle of the job's supervisor.
+        epoch: of the job's run.
     """
 
-    def __init__(self, name: str, spec: JobSpec, room: int, supervisor: Any) -> None:
+    def __init__(self, name: str, spec: JobSpec, room: int, supervisor: Any, epoch: int) -> None:
         configure_logs(actor=name)
         self._name = name
         self._spec = spec
         self._room = room
         self._supervisor = supervisor
+        self._ledger = LedgerClient(spec.job_id, epoch)
         self._running: set[asyncio.Task[TaskResult]] = set()
         self._ended: list[TaskResult] = []
         self._wake = asyncio.Event()
@@ -90,7 +93,7 @@ class Worker:
         room = 0 if self._cancelled else self._free()
         handout = await self._supervisor.exchange.remote(self._name, ended, room)
         for task in handout.tasks:
-            self._start(attempt_task(agent, client, self._spec, task, budgets))
+            self._start(attempt_task(agent, client, self._spec, task, budgets, self._ledger))
         return bool(handout.is_over) and not self._running and not self._ended
 
     def _free(self) -> int:

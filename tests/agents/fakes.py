@@ -115,15 +115,20 @@ class ScriptedStream:
 class MemoryRecorder:
     """Answers by content and occurrence, in memory."""
 
-    def __init__(self, recorded: dict[str, Message] | None = None) -> None:
+    def __init__(self, recorded: dict[str, bytes] | None = None) -> None:
         self.recorded = dict(recorded or {})
+        self.begun: list[tuple[str, str]] = []
         self._seen: dict[str, int] = {}
 
-    async def begin(self, params: Any) -> Step:
-        content = json.dumps(params, sort_keys=True)
-        number = self._seen[content] = self._seen.get(content, 0) + 1
-        key = f"{content}#{number}"
-        return Step(key, self.recorded.get(key))
+    async def begin(self, kind: str, name: str, content: Any) -> Step:
+        self.begun.append((kind, name))
+        key = json.dumps([kind, name, content], sort_keys=True)
+        number = self._seen[key] = self._seen.get(key, 0) + 1
+        id_ = f"{key}#{number}"
+        return Step(id_, key, number, self.recorded.get(id_))
 
-    async def done(self, step: Step, message: Message) -> None:
-        self.recorded[step.key] = message
+    async def done(self, step: Step, answer: bytes, receipt: Receipt | None = None) -> None:
+        self.recorded[step.id] = answer
+
+    def failed(self, step: Step) -> None:
+        self._seen[step.key] -= 1

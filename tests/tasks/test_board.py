@@ -38,7 +38,7 @@ def finished(of: Board) -> bool:
 
 
 def lines(of: Board) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in of.drain_lines()]
+    return [json.loads(each.line) for each in of.drain_ended()]
 
 
 def test_each_input_is_handed_out_once_and_gets_one_line() -> None:

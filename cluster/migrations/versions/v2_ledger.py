@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("spec", sa.Text, nullable=False),
         sa.Column("origin", sa.Text, nullable=False),
         sa.Column("record", sa.Text),
+        sa.Column("spent_usd", sa.String(64), nullable=False),
         sa.Column("created_unix_s", sa.Float, nullable=False),
         sa.Column("ended_unix_s", sa.Float),
     )

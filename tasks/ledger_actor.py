@@ -1,0 +1,148 @@
+"""The Ray actor `ledger`: the one process that writes the ledger.
+
+What several workers put while a transaction is written goes into the next one together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import ray
+import structlog
+
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.group_writer import GroupWriter
+from agentcloud.cluster.logs import configure_logs
+from agentcloud.tasks.ledger import Ledger, LedgerJob, Put, Recalled
+from agentcloud.tasks.ledger_tables import EndRow, StartRow
+
+LEDGER_NAME: Final = "ledger"
+#: Calls that wait for the disk each take one of these.
+_MAX_CALLS: Final = 100_000
+_HEAD: Final = "node:__internal_head__"
+
+log = structlog.get_logger()
+
+
+class LedgerService:
+    """The actor's class; Ray restarts it, and whoever was told nothing puts again.
+
+    Args:
+        url: fleet.yaml's `store:`.
+    """
+
+    def __init__(self, url: str | None) -> None:
+        configure_logs(actor=LEDGER_NAME)
+        self._broken: ConfigError | None = None
+        try:
+            self._ledger = Ledger(url)
+        except ConfigError as error:
+            # Said by `ping`: an actor that fails to start would only say that it failed.
+            self._broken = error
+            return
+        self._writer = GroupWriter[Put](self._ledger.write, name="ledger-writer")
+
+    def __repr__(self) -> str:
+        return LEDGER_NAME
+
+    async def ping(self) -> None:
+        """Answer at once.
+
+        Raises:
+            ConfigError: its database cannot be used.
+        """
+        if self._broken is not None:
+            raise self._broken
+
+    async def begin(self, job_id: str, spec: str, origin: dict[str, Any]) -> int:
+        """As `Ledger.begin`."""
+        return await asyncio.to_thread(self._ledger.begin, job_id, spec, origin)
+
+    async def end(
+        self, job_id: str, epoch: int, state: str, record: dict[str, Any], spent_usd: str
+    ) -> None:
+        """As `Ledger.end`."""
+        await asyncio.to_thread(self._ledger.end, job_id, epoch, state, record, spent_usd)
+
+    async def write(self, put: Put) -> bool:
+        """Write; it is on the disk when this returns. False: a later run of the job has begun."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done() -> None:
+            written.get_loop().call_soon_threadsafe(_set, written)
+
+        self._writer.put(put, done)
+        await written
+        return not put.is_stale
+
+    async def recall(self, job_id: str, task_id: str) -> Recalled:
+        """As `Ledger.recall`; the scheduler is told what was never settled."""
+        recalled = await asyncio.to_thread(self._ledger.recall, job_id, task_id)
+        if recalled.owed:
+            try:
+                scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+                scheduler.reconcile.remote(recalled.owed)
+            except ValueError:
+                log.warning("no scheduler to tell the cost of calls", calls=len(recalled.owed))
+        return recalled
+
+    async def ended(self, job_id: str, after: str) -> list[EndRow]:
+        """As `Ledger.ended`."""
+        return await asyncio.to_thread(self._ledger.ended, job_id, after)
+
+    async def begun(self, job_id: str, after: str) -> list[StartRow]:
+        """As `Ledger.begun`."""
+        return await asyncio.to_thread(self._ledger.begun, job_id, after)
+
+    async def forget_failed(self, job_id: str) -> int:
+        """As `Ledger.forget_failed`."""
+        return await asyncio.to_thread(self._ledger.forget_failed, job_id)
+
+    async def spent_before(self, job_id: str, fleet: str) -> str:
+        """As `Ledger.spent_before`, as text."""
+        return str(await asyncio.to_thread(self._ledger.spent_before, job_id, fleet))
+
+    async def job(self, job_id: str) -> LedgerJob | None:
+        """As `Ledger.job`."""
+        return await asyncio.to_thread(self._ledger.job, job_id)
+
+    async def jobs(self) -> list[LedgerJob]:
+        """As `Ledger.jobs`."""
+        return await asyncio.to_thread(self._ledger.jobs)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+LedgerActor = ray.remote(LedgerService)
+
+
+def start_ledger(config: FleetConfig) -> Any:
+    """Start the cluster's ledger, detached and restarted by Ray; or find the running one.
+
+    It stays on the head's machine, where its file is, also after a restart.
+
+    Raises:
+        ConfigError: its database cannot be used.
+    """
+    actor = LedgerActor.options(
+        name=LEDGER_NAME,
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=_MAX_CALLS,
+        num_cpus=0,
+        resources={_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None,
+    ).remote(config.store)
+    try:
+        ray.get(actor.ping.remote(), timeout=60)
+    except ray.exceptions.RayTaskError as error:
+        ray.kill(actor)
+        raise error.cause from None
+    return actor
