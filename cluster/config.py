@@ -34,7 +34,15 @@ from agentcloud.cluster.config_models import (
     Section,
     Usd,
 )
-from agentcloud.cluster.config_rules import Alarming, Batching, Health, Hedge, Retry, Scaling
+from agentcloud.cluster.config_rules import (
+    Alarming,
+    Batching,
+    Caching,
+    Health,
+    Hedge,
+    Retry,
+    Scaling,
+)
 from agentcloud.cluster.contracts import Policy
 from agentcloud.cluster.errors import ConfigError
 
@@ -58,6 +66,8 @@ class FleetConfig(Section):
         scaling: when models get more or fewer replicas.
         cache_marks: hosted calls get `cache_control` marks where their prompts begin alike and
             that pays (cache_marks.py); a caller's own marks stay.
+        cache: the response cache: calls at temperature 0, and those that ask for it by
+            `Routing(cache=True)`, are answered once; null: there is none.
         alarms: when a change for the worse raises an alarm.
         store: database of budgets and paid leases, as SQLAlchemy's URL; null: a file of SQLite in
             the state folder of the machine that the scheduler runs on (the cluster's head).
@@ -83,6 +93,7 @@ class FleetConfig(Section):
     batch: Batching = Batching()
     scaling: Scaling = Scaling()
     cache_marks: bool = True
+    cache: Caching | None = None
     alarms: Alarming = Alarming()
     store: str | None = None
     lease_timeout_s: PositiveFloat = 30.0
@@ -191,6 +202,7 @@ def _known_keys(parents: list[str]) -> list[str]:
         "replicas": Replicas,
         "scaling": Scaling,
         "alarms": Alarming,
+        "cache": Caching,
         "limits": Limits,
         "prices": Prices,
     }

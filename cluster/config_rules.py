@@ -1,10 +1,13 @@
-"""Sections of fleet.yaml that say how calls are treated: retries, health, batches, alarms."""
+"""Sections of fleet.yaml that say how calls are treated: retries, health, batches, alarms.
+
+Also what of answers is kept (`cache:`).
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -17,6 +20,8 @@ from pydantic import (
 
 from agentcloud.cluster.config_models import Section
 from agentcloud.cluster.errors import ConfigError
+
+_REDIS: Final = ("redis", "rediss", "unix")
 
 
 class Retry(Section):
@@ -101,6 +106,44 @@ class Batching(Section):
     store: Path = Path("~/.local/state/agentcloud/batches.db")
 
 
+class Caching(Section):
+    """The response cache: equal calls are paid once (`cache:` of fleet.yaml; off without it).
+
+    Attributes:
+        ttl_s: an answer is given again for so long after it was made.
+        url: where answers are kept: a database as `store:` has it, or `redis://HOST:6379/0`; null:
+            where `store:` is.
+        max_bytes: the most bytes of answers that a database keeps: the oldest go first. Redis is
+            bounded by its own `maxmemory`.
+    """
+
+    ttl_s: PositiveFloat = 86400.0
+    url: SecretStr | None = None
+    max_bytes: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
+
+    @property
+    def redis_url(self) -> str | None:
+        """Where answers are kept, where that is Redis."""
+        url = "" if self.url is None else self.url.get_secret_value()
+        return url if _scheme(url) in _REDIS else None
+
+    @model_validator(mode="after")
+    def _known_url(self) -> Self:
+        if self.url is not None:
+            # The URL itself is never shown: it may hold a password.
+            scheme = _scheme(self.url.get_secret_value()).partition("+")[0]
+            if scheme not in (*_REDIS, "sqlite", "postgresql"):
+                raise ValueError(
+                    "url is of no database that is known; write redis://HOST:6379/0, "
+                    "postgresql+psycopg://USER@HOST/NAME or sqlite:////PATH, or leave it out"
+                )
+        if self.redis_url is not None and "max_bytes" in self.model_fields_set:
+            raise ValueError(
+                "max_bytes is of databases; set Redis' own `maxmemory`, and leave it out here"
+            )
+        return self
+
+
 class Scaling(Section):
     """When models with bounds for `replicas` get more or fewer of them.
 
@@ -183,6 +226,10 @@ class Alarming(Section):
         except ValueError as error:
             raise ConfigError(str(error), where=where) from None
         return url
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""
 
 
 def _check_webhook(url: SecretStr, name: str) -> None:

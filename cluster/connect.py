@@ -8,6 +8,8 @@ import ray
 
 from agentcloud.cluster.batch_client import BatchClient, BatchEndpoint
 from agentcloud.cluster.batcher_actor import BatcherPort
+from agentcloud.cluster.cache_actor import CacheActorPort
+from agentcloud.cluster.cache_client import CacheClient
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     RAY_NAMESPACE,
@@ -56,7 +58,13 @@ async def connect(address: str | None = None) -> Inference:
     actor = _scheduler(address)
     config: FleetConfig = await actor.config.remote()
     scheduler = SchedulerClient(actor)
-    return Inference(scheduler, endpoint_opener(config), config, on_close=scheduler.close)
+    return Inference(
+        scheduler,
+        endpoint_opener(config),
+        config,
+        on_close=scheduler.close,
+        cache=None if config.cache is None else CacheClient(CacheActorPort()),
+    )
 
 
 def _scheduler(address: str | None) -> ray.actor.ActorHandle:

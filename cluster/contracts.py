@@ -22,6 +22,7 @@ RAY_NAMESPACE = "agentcloud"
 SCHEDULER_NAME = "scheduler"
 BATCHER_NAME = "batcher"
 FLEET_NAME = "fleet"
+CACHE_NAME = "cache"
 
 
 class EndpointKind(StrEnum):
@@ -135,7 +136,9 @@ class Routing:
         policy: overrides the fleet's policy.
         budget: path of budget scopes, outermost first, e.g. `("job:j1", "task:j1/7")`;
             the fleet's own budget is always above it.
-        cache: whether the response cache may answer (off for sampled calls unless set).
+        cache: whether the response cache may answer; None: at temperature 0, where no tool runs at
+            the server. A sampled call that says True gets one and the same answer every time, also
+            in a task's next attempt. Not for streams; nothing without fleet.yaml's `cache:`.
         endpoint: a single endpoint by name (tests, conversations that must stay).
         max_attempts: the most sends of this call over all endpoints; None: fleet.yaml's.
         timeout_s: the longest one send may take; None: fleet.yaml's.
@@ -413,7 +416,8 @@ class Receipt:
         valid: whether it satisfied the schema of its output; None: there was none.
         hedged: it was slow and sent a second time; the other send's cost is part of the call's.
         saved_usd: hosted: what the model's cache saved on the answer, against plain input; below
-            zero: it was written to, and pays later. None: not known, or local.
+            zero: it was written to, and pays later. None: not known, or local. Of an answer from
+            the response cache: what it had cost, wherever it was made.
         unknown_usd: the most that those of its sends may have cost whose cost is unknown: it stays
             charged to every budget, and `cost_usd` is None while it is not zero.
         considered: the endpoints that were compared for the send that was answered.

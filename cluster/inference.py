@@ -18,6 +18,9 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from agentcloud.cluster.attempts import Attempts, Send
+from agentcloud.cluster.cache import CachedCalls
+from agentcloud.cluster.cache_client import CacheClient
+from agentcloud.cluster.cache_key import may_be_cached
 from agentcloud.cluster.cache_marks import reuse_pays, with_marks
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, SystemClock
@@ -54,6 +57,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 _DEFAULT_ROUTING: Final = Routing()
+_REQUIRED: Final = ("model", "messages", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Inference:
         *,
         rng: random.Random | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
+        cache: CacheClient | None = None,
     ) -> None:
         """Nothing is opened before the first call.
 
@@ -87,6 +92,7 @@ class Inference:
             clock: the time seam; None: the machine's.
             rng: source of jitter; None: seeded by the machine.
             on_close: ends what was opened for this object, once its endpoints are closed.
+            cache: the response cache; None: every call is sent.
         """
         self.config = config
         self._scheduler = scheduler
@@ -105,6 +111,9 @@ class Inference:
         self._resolved: dict[str, str] = {}
         self._call_prefix = f"call-{secrets.token_hex(6)}"
         self._numbers = itertools.count(1)
+        self._cached = (
+            None if cache is None else CachedCalls(cache, self.tiers, self._clock, self._create)
+        )
 
     def __repr__(self) -> str:
         return f"Inference({', '.join(sorted(self._names))}; open={len(self._endpoints)})"
@@ -124,6 +133,14 @@ class Inference:
             NoEndpoint: nothing can ever serve the request.
             BudgetExceeded: its worst case would pass a cap.
         """
+        if self._cached is None or not may_be_cached(params, routing):
+            return await self._create(params, routing)
+        _check(params, _REQUIRED)
+        model = self._resolve(routing.tier or params["model"])
+        return await self._cached.create(params, routing, model, self._next_id())
+
+    async def _create(self, params: Params, routing: Routing) -> RoutedMessage:
+        """Serve one call by an endpoint."""
         run = self.begin(params, routing)
         while True:
             opened = await self.lease(run, params)
@@ -182,6 +199,8 @@ class Inference:
 
     async def close(self) -> None:
         """Close every endpoint; calls in flight are aborted."""
+        if self._cached is not None:
+            await self._cached.close()
         endpoints, self._endpoints = list(self._endpoints.values()), {}
         for endpoint, _ in endpoints:
             await endpoint.close()
@@ -202,13 +221,9 @@ class Inference:
             InvalidRequest: it lacks what every request needs.
             NoEndpoint: its model maps to nothing of this fleet.
         """
-        required = (
-            ("model", "messages") if max_output_tokens else ("model", "messages", "max_tokens")
-        )
-        if missing := [key for key in required if key not in params]:
-            raise InvalidRequest(f"the request lacks {', '.join(missing)}")
+        _check(params, _REQUIRED[:2] if max_output_tokens else _REQUIRED)
         return Attempts(
-            f"{self._call_prefix}-{next(self._numbers)}",
+            self._next_id(),
             self._resolve(routing.tier or params["model"]),
             params,
             routing,
@@ -330,6 +345,9 @@ class Inference:
             send.share.end(send.mark, self._clock.now())
         self._scheduler.settle(run.unsent(send.lease))
 
+    def _next_id(self) -> str:
+        return f"{self._call_prefix}-{next(self._numbers)}"
+
     def _resolve(self, model: str) -> str:
         resolved = self._resolved.get(model)
         if resolved is None:
@@ -342,3 +360,8 @@ class Inference:
                 )
             self._resolved[model] = resolved
         return resolved
+
+
+def _check(params: Params, required: tuple[str, ...]) -> None:
+    if missing := [key for key in required if key not in params]:
+        raise InvalidRequest(f"the request lacks {', '.join(missing)}")

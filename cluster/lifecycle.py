@@ -15,6 +15,7 @@ from typing import Any
 import ray
 
 from agentcloud.cluster.batcher_actor import start_batcher
+from agentcloud.cluster.cache_actor import bring_cache, stop_cache
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     BATCHER_NAME,
@@ -85,6 +86,7 @@ def up(
         raise ConfigError("half of a fleet is up on this cluster; `agentcloud down` stops it")
     check_fleet(config, where=where)
     if running is not None:
+        bring_cache(config)
         for line in _get(running.apply.remote(config, where), 60):
             on_progress(line)
         _wait(running, FleetStatus.is_settled, on_progress, timeout_s)
@@ -99,6 +101,7 @@ def up(
     ).remote(config, where)
     try:
         _ping(scheduler)
+        bring_cache(config)
         if batcher is not None:
             try:
                 ray.get(batcher.snapshot.remote(), timeout=60)
@@ -131,6 +134,7 @@ def down() -> bool:
     if batcher is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(batcher.stop.remote(), timeout=STOP_TIMEOUT_S)
+    stop_cache()
     for actor in (fleet, scheduler, batcher):
         if actor is not None:
             with contextlib.suppress(ray.exceptions.RayError):

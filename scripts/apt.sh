@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Debian's packages that the tests use: Prometheus, a browser, PostgreSQL. Nothing happens where they are
+# Debian's packages that the tests use: Prometheus, a browser, PostgreSQL, Redis. Nothing happens where they are
 # there already; without root or apt it says what is missing, and the tests that need it skip.
 set -euo pipefail
 missing=()
 command -v prometheus >/dev/null || missing+=(prometheus)
 command -v chromium >/dev/null || missing+=(chromium)
 compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+command -v redis-server >/dev/null || missing+=(redis-server)
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
   echo "apt: ${missing[*]} not installed (needs root and apt): their tests are skipped" >&2

@@ -1,0 +1,246 @@
+"""The response cache's Ray actor: one a cluster, detached, restarted by Ray; and the way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import time
+from typing import Any, Final, TypeVar
+
+import ray
+import structlog
+
+from agentcloud.cluster.cache_metrics import CacheMetrics
+from agentcloud.cluster.cache_redis import open_redis_answers
+from agentcloud.cluster.cache_service import HOLDER_TIMEOUT_S, CacheService
+from agentcloud.cluster.cache_store import Answers, open_sql_answers
+from agentcloud.cluster.cache_wire import CacheLost, Tell, Told
+from agentcloud.cluster.config import FleetConfig
+from agentcloud.cluster.config_rules import Caching
+from agentcloud.cluster.contracts import CACHE_NAME, RAY_NAMESPACE
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.logs import configure_logs
+from agentcloud.cluster.metrics import EXPORT_EVERY_S
+
+#: Ray's own resource of the head's machine, where the store's file is.
+_HEAD: Final = "node:__internal_head__"
+#: Each process has one `wait` under way.
+_MAX_CALLS: Final = 100_000
+_CONTROL_TIMEOUT_S: Final = 60.0
+
+_Message = TypeVar("_Message")
+
+log = structlog.get_logger()
+
+
+class CacheShell:
+    """The actor's body: everything runs on its one event loop."""
+
+    def __init__(
+        self, caching: Caching, store: str | None, holder_timeout_s: float = HOLDER_TIMEOUT_S
+    ) -> None:
+        configure_logs(actor=CACHE_NAME)
+        self._settings = caching, store
+        self._broken: ConfigError | None = None
+        answers: Answers | None = None
+        try:
+            answers = _opened(caching, store)
+        except ConfigError as error:
+            # Said by `ping`: an actor that fails to start would only say that it failed.
+            log.error("answers are not kept, only shared while under way", why=str(error))
+            self._broken = error
+        self._service = CacheService(
+            answers, ttl_s=caching.ttl_s, holder_timeout_s=holder_timeout_s
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return CACHE_NAME
+
+    async def exchange(self, tell: bytes) -> bytes:
+        """As `CachePort.exchange`, packed."""
+        self._start()
+        return _packed(await self._service.exchange(_unpacked(tell, Tell)))
+
+    async def wait(self, holder: str) -> bytes:
+        """As `CachePort.wait`, packed."""
+        self._start()
+        return _packed(await self._service.wait(holder))
+
+    async def leave(self, holder: str) -> None:
+        """As `CachePort.leave`."""
+        await self._service.leave(holder)
+
+    async def ping(self) -> tuple[Caching, str | None]:
+        """What it was started with.
+
+        Raises:
+            ConfigError: answers cannot be kept so.
+        """
+        if self._broken is not None:
+            raise self._broken
+        self._start()
+        return self._settings
+
+    async def snapshot(self) -> dict[str, Any]:
+        """As `CacheService.snapshot`."""
+        return await self._service.snapshot()
+
+    async def stop(self) -> None:
+        """Write what is there, and end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.to_thread(self._service.close)
+
+    def _start(self) -> None:
+        if not self._tasks:
+            loop = asyncio.get_running_loop()
+            self._tasks = [
+                loop.create_task(self._service.keep_time()),
+                loop.create_task(self._export()),
+            ]
+
+    async def _export(self) -> None:
+        metrics = CacheMetrics()
+        while True:
+            await asyncio.sleep(EXPORT_EVERY_S)
+            try:
+                metrics.export(self._service.counts())
+            except Exception:
+                log.exception("metrics were not exported")
+
+
+CacheActor = ray.remote(CacheShell)
+
+
+def bring_cache(config: FleetConfig) -> None:
+    """Have the cache run as fleet.yaml says, or not at all.
+
+    Raises:
+        ConfigError: answers cannot be kept where it says; then it does not run.
+    """
+    actor = find_cache()
+    if config.cache is None:
+        stop_cache()
+        return
+    if actor is not None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            running = ray.get(actor.ping.remote(), timeout=_CONTROL_TIMEOUT_S)
+            if running == (config.cache, config.store):
+                return
+        stop_cache()
+    actor = start_cache(config.cache, config.store)
+    try:
+        ray.get(actor.ping.remote(), timeout=_CONTROL_TIMEOUT_S)
+    except ray.exceptions.RayTaskError as error:
+        stop_cache()
+        if isinstance(error.cause, ConfigError):
+            raise error.cause from None
+        raise
+
+
+def start_cache(
+    caching: Caching,
+    store: str | None,
+    *,
+    name: str = CACHE_NAME,
+    holder_timeout_s: float = HOLDER_TIMEOUT_S,
+) -> Any:
+    """Start the cluster's cache on the head's machine, also after a restart."""
+    return CacheActor.options(
+        name=name,
+        namespace=RAY_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=_MAX_CALLS,
+        num_cpus=0,
+        resources={_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None,
+    ).remote(caching, store, holder_timeout_s)
+
+
+def find_cache(name: str = CACHE_NAME) -> Any | None:
+    """The running cache; None: there is none."""
+    try:
+        return ray.get_actor(name, namespace=RAY_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def stop_cache(name: str = CACHE_NAME) -> None:
+    """End the cache, if there is one, and wait until its name is free."""
+    actor = find_cache(name)
+    if actor is None:
+        return
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(actor.stop.remote(), timeout=_CONTROL_TIMEOUT_S)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(actor)
+    deadline_s = time.monotonic() + _CONTROL_TIMEOUT_S
+    while find_cache(name) is not None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+
+
+class CacheActorPort:
+    """The actor as `CachePort`; looked up by its name whenever it was lost."""
+
+    def __init__(self, name: str = CACHE_NAME) -> None:
+        self._name = name
+        self._actor: Any = None
+
+    def __repr__(self) -> str:
+        return f"CacheActorPort({self._name})"
+
+    async def exchange(self, tell: Tell) -> Told:
+        """As `CachePort.exchange`.
+
+        Raises:
+            CacheLost: it is not there.
+        """
+        return _unpacked(await self._call("exchange", _packed(tell)), Told)
+
+    async def wait(self, holder: str) -> Told:
+        """As `CachePort.wait`.
+
+        Raises:
+            CacheLost: it is not there.
+        """
+        return _unpacked(await self._call("wait", holder), Told)
+
+    async def leave(self, holder: str) -> None:
+        """As `CachePort.leave`.
+
+        Raises:
+            CacheLost: it is not there.
+        """
+        await self._call("leave", holder)
+
+    async def _call(self, method: str, argument: Any) -> Any:
+        try:
+            if self._actor is None:
+                self._actor = await asyncio.to_thread(
+                    ray.get_actor, self._name, namespace=RAY_NAMESPACE
+                )
+            return await getattr(self._actor, method).remote(argument)
+        except (ValueError, ray.exceptions.RayError) as error:
+            self._actor = None
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CacheLost(why, is_gone=isinstance(error, ValueError)) from error
+
+
+def _opened(caching: Caching, store: str | None) -> Answers:
+    if (url := caching.redis_url) is not None:
+        return open_redis_answers(url, ttl_s=caching.ttl_s)
+    return open_sql_answers(caching, store)
+
+
+def _packed(message: Tell | Told) -> bytes:
+    # As scheduler_wire.py does: Ray's own pickler takes over twice the time.
+    return pickle.dumps(message, protocol=5)
+
+
+def _unpacked(message: bytes, kind: type[_Message]) -> _Message:
+    told = pickle.loads(message)  # noqa: S301 - both ends are processes of one cluster
+    assert isinstance(told, kind)
+    return told
