@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ import structlog
 from agentcloud.cluster.cache_answer import cost_of, is_whole, packed_answer, unpacked_answer
 from agentcloud.cluster.cache_client import CacheClient
 from agentcloud.cluster.cache_key import key_of, served_by
-from agentcloud.cluster.cache_wire import Answered, Ask, Entry, Fault, Send
+from agentcloud.cluster.cache_wire import Answered, Ask, Fault, Landed, Send
 from agentcloud.cluster.clock import Clock
 from agentcloud.cluster.contracts import Params, Routing
 from agentcloud.cluster.errors import CallTimeout, InvalidRequest
@@ -128,8 +127,9 @@ class CachedCalls:
         except BaseException:
             self._client.fell(ask, given_up=True)
             raise
-        entry = Entry(time.time(), cost_of(message.agentcloud), packed_answer(message))
-        self._client.landed(ask, entry, is_kept=is_whole(message))
+        self._client.landed(
+            Landed(ask, packed_answer(message), cost_of(message.agentcloud), is_whole(message))
+        )
         return message
 
 

@@ -17,7 +17,6 @@ from agentcloud.cluster.cache_wire import (
     Ask,
     CacheLost,
     CachePort,
-    Entry,
     Fell,
     Landed,
     Send,
@@ -94,10 +93,10 @@ class CacheClient:
         finally:
             self._open.pop(ask.ask_id, None)
 
-    def landed(self, ask: Ask, entry: Entry, *, is_kept: bool) -> None:
+    def landed(self, landed: Landed) -> None:
         """Tell the answer of a call that was to be sent; never waits."""
-        self._sending.pop(ask.ask_id, None)
-        self._landed.append(Landed(ask, entry, is_kept))
+        self._sending.pop(landed.ask.ask_id, None)
+        self._landed.append(landed)
         self._wake.set()
 
     def fell(

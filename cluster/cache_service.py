@@ -99,7 +99,8 @@ class CacheService:
         for ask in tell.sending:
             flights.sending(ask, holder)
         for landed in tell.landed:
-            key, answer = landed.ask.key, landed.entry
+            key = landed.ask.key
+            answer = Entry(self._unix_s(), landed.saved_usd, landed.body)
             if landed.is_kept:
                 self._remember(key, answer)
                 if self._writer is not None:

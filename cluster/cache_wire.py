@@ -43,10 +43,16 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A call that was sent has its answer; `is_kept` is for others than those who wait now."""
+    """A call that was sent has its answer.
+
+    Attributes:
+        body, saved_usd: as in an `Entry`, whose time is the cache's: clocks of nodes differ.
+        is_kept: it is also for others than those who wait now.
+    """
 
     ask: Ask
-    entry: Entry
+    body: bytes
+    saved_usd: Decimal | None
     is_kept: bool
 
 

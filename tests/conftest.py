@@ -27,6 +27,8 @@ from agentcloud.cluster.local import LocalEndpoint
 from agentcloud.cluster.replica import start_replica
 from agentcloud.cluster.replica_wire import ReplicaInfo
 from tests.postgres import BIN, empty_database, postgres
+from tests.redis_server import BIN as REDIS
+from tests.redis_server import redis_server
 from tests.tiny_model import CONTEXT_TOKENS, make_tiny_model
 
 _MARK = "AGENTCLOUD_TEST_RUN"
@@ -110,6 +112,15 @@ def postgres_server() -> Iterator[str]:
     if BIN is None:
         pytest.skip("scripts/apt.sh installs postgresql")
     with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """URL of one real Redis, shared by the whole run."""
+    if REDIS is None:
+        pytest.skip("scripts/apt.sh installs redis-server")
+    with redis_server() as url:
         yield url
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from agentcloud.cluster.batch_client import BatchClient, BatchEndpoint
 from agentcloud.cluster.batch_wire import BatchPort
+from agentcloud.cluster.cache_client import CacheClient
+from agentcloud.cluster.cache_wire import CachePort
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.clock import Clock, FakeClock, SystemClock
 from agentcloud.cluster.config import FleetConfig, parse_fleet
@@ -124,11 +126,12 @@ async def serving(
     local: EndpointSpec | None = None,
     batches: BatchPort | None = None,
     url: str | None = None,
+    cache: CachePort | None = None,
     **changes: Any,
 ) -> AsyncIterator[Served]:
     """Serve, by the running replica `local` too; afterwards no lease or money may be held.
 
-    `batches` sends batches, to the server at `url`.
+    `batches` sends batches, to the server at `url`; `cache` may answer.
     """
     monkeypatch.setenv(KEY_ENV, CANARY)
     clock = clock or SystemClock()
@@ -149,7 +152,14 @@ async def serving(
                 return BatchEndpoint(spec, BatchClient(batches, beat_s=0.02), direct)
             return direct
 
-        inference = Inference(scheduler, opened, config, clock, rng=random.Random(2))
+        inference = Inference(
+            scheduler,
+            opened,
+            config,
+            clock,
+            rng=random.Random(2),
+            cache=CacheClient(cache) if cache else None,
+        )
         try:
             yield Served(sandbox, config, scheduler, inference, clock)
         finally:
