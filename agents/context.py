@@ -137,7 +137,8 @@ class Context:
         With `output`, the answer is a validated object of that model: decoding is constrained by
         its schema where the endpoint can, the rest is checked after; an invalid answer is shown to
         the model again, and one cut short is asked for with twice the tokens. Without, it is the
-        text; text that `max_tokens` cut off is returned as it is, with a warning in the log.
+        text; text that `max_tokens` cut off is returned as it is, with a warning in the log. Every
+        error carries what the ask had used, at `.spent`.
 
         Args:
             prompt: text, content blocks, or whole messages.
@@ -187,7 +188,8 @@ class Context:
             return await self._answer(sender, request, output, by_name, limits, repairs, usage)
 
         if not isinstance(chosen, Cascade):
-            return await answer(RoutedSender(calls, self._routing(one_tier), deadline), request)
+            with usage.told_by_errors():
+                return await answer(RoutedSender(calls, self._routing(one_tier), deadline), request)
         if by_name:
             raise AgentError(
                 f"ask: {chosen!r} with tools would run them once for each tier; name one tier, or "
@@ -204,9 +206,9 @@ class Context:
         def before_tier() -> None:
             check_limits(limits, usage)
 
-        value: T | str = await ask_cascade(
-            chosen, CascadeAsk(request, output, sender, answer, usage, before_tier)
-        )
+        asked = CascadeAsk(request, output, sender, answer, usage, before_tier)
+        with usage.told_by_errors():
+            value: T | str = await ask_cascade(chosen, asked)
         return value
 
     async def _answer(

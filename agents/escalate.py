@@ -192,6 +192,8 @@ def _answer(message: Message, request: dict[str, Any], output: type[BaseModel] |
         except ValidationError as error:
             cut = is_cut(message)
             problem = explain(error).splitlines()[0]
+            if message.stop_reason == "model_context_window_exceeded":
+                problem = "its context is full"
     elif message.stop_reason == "end_turn" or message.stop_reason == "stop_sequence":
         value, key = text, _normal(text) or None
         problem = None if key else "no text"

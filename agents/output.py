@@ -2,13 +2,15 @@
 
 Both sides constrain decoding by the schema, but neither takes numeric or length limits, recursion
 or open-ended objects. What the schema cannot say is told in descriptions and checked by pydantic
-after the answer; what neither can do is refused before any call, by field name.
+after the answer; what neither can do is refused before any call, by field name. Recursion is
+refused too, not unrolled: a depth that the model does not know of would cut answers off unseen.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, TypeVar
 
 import anthropic
@@ -50,7 +52,8 @@ def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
         )
     for name, part in [(model.__name__, schema), *defs.items()]:
         _refuse_unsayable(name, part)
-    return anthropic.transform_schema(_without_noise(schema))
+    _refuse_unmatchable(model.__name__, model.__pydantic_core_schema__)
+    return anthropic.transform_schema(_tidy(schema))
 
 
 def output_config(model: type[BaseModel]) -> dict[str, Any]:
@@ -154,15 +157,44 @@ def _refuse_unsayable(where: str, schema: Mapping[str, Any]) -> None:
         _refuse_unsayable(f"{where}.{field}" if field else where, part)
 
 
-def _without_noise(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Without generated titles, defaults and discriminators: they cost tokens and say nothing."""
+def _refuse_unmatchable(name: str, core: object) -> None:
+    """Raise for literals that pydantic matches with no JSON: every answer would be invalid."""
+    if isinstance(core, Mapping):
+        if core.get("type") == "literal":
+            for member in core["expected"]:
+                if isinstance(member, Enum) and member != member.value:
+                    raise AgentError(
+                        f"output={name}: Literal[{member}] matches no JSON; derive "
+                        f"{type(member).__name__} from StrEnum or IntEnum, or write "
+                        f"Literal[{member.value!r}]"
+                    )
+        core = list(core.values())
+    if isinstance(core, (list, tuple)):
+        for part in core:
+            _refuse_unmatchable(name, part)
+
+
+def _tidy(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The same schema, said as both sides read it best.
+
+    Without generated titles, defaults and discriminators: they cost tokens and say nothing. A
+    constant is required even where it has a default: it tells the members of a union apart. And a
+    reference's description survives only beside `anyOf`.
+    """
     cleaned = {k: v for k, v in schema.items() if k not in ("title", "default", "discriminator")}
     for key in ("properties", "$defs"):
         if key in cleaned:
-            cleaned[key] = {name: _without_noise(part) for name, part in cleaned[key].items()}
+            cleaned[key] = {name: _tidy(part) for name, part in cleaned[key].items()}
     for key in ("anyOf", "oneOf", "allOf"):
         if key in cleaned:
-            cleaned[key] = [_without_noise(part) for part in cleaned[key]]
+            cleaned[key] = [_tidy(part) for part in cleaned[key]]
     if isinstance(cleaned.get("items"), dict):
-        cleaned["items"] = _without_noise(cleaned["items"])
+        cleaned["items"] = _tidy(cleaned["items"])
+    if constants := [
+        name for name, part in cleaned.get("properties", {}).items() if "const" in part
+    ]:
+        required = {*cleaned.get("required", ()), *constants}
+        cleaned["required"] = [name for name in cleaned["properties"] if name in required]
+    if "$ref" in cleaned and "description" in cleaned:
+        cleaned["anyOf"] = [{"$ref": cleaned.pop("$ref")}]
     return cleaned

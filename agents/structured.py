@@ -12,7 +12,7 @@ from agentcloud.agents.loop import LoopResult, Sender, is_cut, refusal
 from agentcloud.agents.output import explain, output_config, parse_output
 from agentcloud.agents.prompt import answer_message, answer_text
 from agentcloud.agents.usage import Usage
-from agentcloud.cluster.errors import InvalidRequest, NoEndpoint, OutputInvalid
+from agentcloud.cluster.errors import ContextTooLong, InvalidRequest, NoEndpoint, OutputInvalid
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -23,7 +23,8 @@ async def ask_structured(
     """Ask for `output` until it validates.
 
     An invalid answer is shown to the model with what is wrong. An answer cut by `max_tokens` is
-    asked for with twice the tokens: the same call again would be cut again.
+    asked for with twice the tokens, or with all that fit where twice does not: the same call again
+    would be cut again. Where no more fit, that is the end; a cascade goes to its next tier.
 
     Args:
         sender: makes the calls.
@@ -41,35 +42,56 @@ async def ask_structured(
         **params,
         "output_config": {**params.get("output_config", {}), **output_config(output)},
     }
-    sent = 0
+    message = await sender.send(request)
+    sent = 1
+
+    def invalid(what: str) -> OutputInvalid:
+        used = usage.since(calls_before).to_dict()
+        return OutputInvalid(what, attempts=sent, usage=used)
+
     while True:
-        message = await _send(sender, request, output, sent, usage.since(calls_before))
-        sent += 1
+        # Cases: refused; valid; the context is full (nothing helps here); cut (more tokens);
+        # invalid (shown to the model).
         if message.stop_reason == "refusal":
             raise refusal(message)
         try:
             parsed = parse_output(output, answer_text(message))
         except ValidationError as error:
             usage.mark_valid(message, False)
-            cut = is_cut(message)
-            problem = f"cut off at max_tokens={request['max_tokens']}" if cut else explain(error)
+            problem = explain(error)
         else:
             usage.mark_valid(message, True)
             return parsed
+        if message.stop_reason == "model_context_window_exceeded":
+            raise invalid(
+                f"{message.model} gave no whole {output.__name__}: its context is full; shorten "
+                f"the prompt, or use a tier with a larger context"
+            )
+        cut = is_cut(message)
+        if cut:
+            problem = f"cut off at max_tokens={request['max_tokens']}; raise max_tokens"
         if sent > repairs:
             times = "once" if sent == 1 else f"{sent} times"
             first = problem.splitlines()[0]
-            raise OutputInvalid(
+            raise invalid(
                 f"{message.model} gave no valid {output.__name__}, asked {times}; "
-                f"the last problem: {first}",
-                attempts=sent,
-                usage=usage.since(calls_before).to_dict(),
+                f"the last problem: {first}"
             )
         sender.spend_attempt(f"output {output.__name__}", problem)
-        if cut:
-            request = {**request, "max_tokens": request["max_tokens"] * 2}
-        else:
-            request = {**request, "messages": [*request["messages"], *_complaint(message, problem)]}
+        try:
+            if cut:
+                message, request = await _send_longer(sender, request, message)
+            else:
+                added = _complaint(message, problem)
+                request = {**request, "messages": [*request["messages"], *added]}
+                message = await sender.send(request)
+        except (InvalidRequest, NoEndpoint) as error:
+            # The first request was taken, so it is what we added that is too much.
+            raise invalid(
+                f"no valid {output.__name__} so far ({problem.splitlines()[0]}), and asking again "
+                f"failed: {error}"
+            ) from error
+        sent += 1
 
 
 async def structure_last(
@@ -108,20 +130,24 @@ async def structure_last(
     return await ask_structured(sender, request, output, repairs=repairs, usage=usage)
 
 
-async def _send(
-    sender: Sender, request: dict[str, Any], output: type[BaseModel], sent: int, usage: Usage
-) -> Message:
+async def _send_longer(
+    sender: Sender, request: dict[str, Any], cut: Message
+) -> tuple[Message, dict[str, Any]]:
+    """Ask with twice the tokens, or with all that the context holds where that is less."""
+    had: int = request["max_tokens"]
+    longer = {**request, "max_tokens": had * 2}
     try:
-        return await sender.send(request)
-    except (InvalidRequest, NoEndpoint) as error:
-        if sent == 0:
+        return await sender.send(longer), longer
+    except ContextTooLong as error:
+        # The prompt is as long as it was when the first answer was made.
+        used = cut.usage
+        prompt = used.input_tokens + (used.cache_read_input_tokens or 0)
+        prompt += used.cache_creation_input_tokens or 0
+        fits = (error.context_tokens or 0) - prompt
+        if not had < fits < had * 2:
             raise
-        # The first request was taken, so it is what we added that is too much.
-        raise OutputInvalid(
-            f"no valid {output.__name__} so far, and asking again failed: {error}",
-            attempts=sent,
-            usage=usage.to_dict(),
-        ) from error
+    longest = {**request, "max_tokens": fits}
+    return await sender.send(longest), longest
 
 
 def _complaint(message: Message, problem: str) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from anthropic.types import Message
 
 from agentcloud.cluster.contracts import Receipt
+from agentcloud.cluster.errors import AgentCloudError
 
 
 @dataclass(slots=True)
@@ -85,6 +87,15 @@ class Usage:
     def endpoints(self) -> dict[str, int]:
         """Calls by the endpoint that answered, the first used first."""
         return dict(Counter(receipt.endpoint for receipt in self.receipts))
+
+    @contextmanager
+    def told_by_errors(self) -> Iterator[None]:
+        """Write these sums onto an error that ends what they are counted for."""
+        try:
+            yield
+        except AgentCloudError as error:
+            error.spent = self.to_dict()
+            raise
 
     def since(self, calls: int) -> Usage:
         """The usage after the first `calls` calls."""

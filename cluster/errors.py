@@ -18,7 +18,14 @@ def _rebuild(cls: type[AgentCloudError], state: dict[str, Any]) -> AgentCloudErr
 
 
 class AgentCloudError(Exception):
-    """The root: `message` is the one line a user reads."""
+    """The root: `message` is the one line a user reads.
+
+    Attributes:
+        spent: what the ask that it ended had used until then, as `Usage.to_dict` has it; None
+            where no ask was under way.
+    """
+
+    spent: dict[str, Any] | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

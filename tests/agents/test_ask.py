@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+import pickle
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import pytest
+from anthropic.types import Message
 from pydantic import BaseModel, Field
 
+from agentcloud.agents import Context, tool
 from agentcloud.agents.attempts import Attempts
-from agentcloud.agents.context import Context
 from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.contracts import BudgetState
 from agentcloud.cluster.errors import (
+    AgentCloudError,
     AgentError,
     AttemptsExhausted,
+    ContextTooLong,
     InvalidRequest,
     OutputInvalid,
+    Overloaded,
     Refused,
 )
-from tests.agents.fakes import MemoryRecorder, ScriptedClient, message
+from tests.agents.fakes import MemoryRecorder, Reply, ScriptedClient, call, message
 
 
 class Rating(BaseModel):
     mood: Literal["good", "bad"]
     stars: Annotated[int, Field(ge=1, le=5)]
+
+
+class Tree(BaseModel):
+    children: list[Tree]
+
+
+@tool
+def nothing() -> str:
+    """Do nothing."""
+    return "nothing"
 
 
 GOOD = '{"mood": "good", "stars": 5}'
@@ -124,6 +139,56 @@ async def test_when_more_tokens_are_refused_the_usage_is_kept() -> None:
     assert caught.value.attempts == 1
     assert caught.value.usage is not None
     assert caught.value.usage["calls"] == 1
+
+
+async def test_where_twice_the_tokens_do_not_fit_it_gets_all_that_fit() -> None:
+    cut = message("{", stop_reason="max_tokens")  # of a prompt of 10 tokens
+    full = ContextTooLong("too long", context_tokens=160)
+    client = ScriptedClient(cut, full, message(GOOD))
+    ctx = Context(client)
+    assert (await ctx.ask("rate it", output=Rating, max_tokens=100)).stars == 5
+    assert [request["max_tokens"] for request in client.requests] == [100, 200, 150]
+    assert ctx.attempts.used == 1
+    full = ContextTooLong("too long", context_tokens=110)
+    client = ScriptedClient(cut, full)
+    with pytest.raises(OutputInvalid, match=r"\(cut off at max_tokens=100; .*failed: too long"):
+        await Context(client).ask("rate it", output=Rating, max_tokens=100)
+
+
+async def test_a_full_context_is_not_asked_again() -> None:
+    client = ScriptedClient(message("{", stop_reason="model_context_window_exceeded"))
+    with pytest.raises(
+        OutputInvalid, match="context is full; shorten the prompt, or use"
+    ) as caught:
+        await Context(client).ask("rate it", output=Rating)
+    assert caught.value.spent == caught.value.usage
+    assert caught.value.spent is not None
+
+
+async def test_a_recursive_output_costs_no_call() -> None:
+    client = ScriptedClient()
+    with pytest.raises(AgentError, match=r"output=Tree is recursive \(Tree -> Tree\)"):
+        await Context(client).ask("grow", output=Tree)
+    assert client.requests == []
+
+
+async def test_every_error_tells_what_its_ask_used() -> None:
+    failing: list[tuple[int, list[Reply], dict[str, Any]]] = [
+        (1, [message("{}"), message("no", stop_reason="refusal")], {"output": Rating}),
+        (1, [message("{}"), Overloaded("busy")], {"output": Rating}),
+        (0, [message("{}")], {"output": Rating}),
+        (0, [message(call("none")), message(call("none"))], {"tools": [nothing], "max_turns": 2}),
+        (2, [message(SIX), message("{}"), Overloaded("busy")], {"output": Rating, "tier": "auto"}),
+    ]
+    for attempts, replies, settings in failing:
+        client = ScriptedClient(message("before"), *replies)
+        ctx = Context(client, attempts=Attempts(attempts))
+        await ctx.ask("something else")
+        with pytest.raises(AgentCloudError) as caught:
+            await ctx.ask("rate it", **settings)
+        assert caught.value.spent == ctx.usage.since(1).to_dict()
+        assert caught.value.spent["calls"] == sum(isinstance(r, Message) for r in replies)
+        assert pickle.loads(pickle.dumps(caught.value)).spent == caught.value.spent
 
 
 async def test_the_first_request_s_own_error_comes_through() -> None:

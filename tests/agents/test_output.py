@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date
 from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, RootModel, ValidationError
 
 from agentcloud.agents.output import explain, output_schema, parse_output, ran_away
 from agentcloud.cluster.errors import AgentError
@@ -77,6 +79,39 @@ def test_a_schema_both_sides_accept() -> None:
     ]
 
 
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: int = 9
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    good: bool
+
+
+class Home(BaseModel):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind", description="who lives here")]
+    first: Cat | None = None
+    guest: Dog = Field(description="who visits")
+
+
+def test_members_of_a_union_are_told_apart_by_a_field_that_is_always_there() -> None:
+    schema = output_schema(Home)
+    assert schema["$defs"]["Cat"]["required"] == ["kind"]
+    assert schema["$defs"]["Dog"]["required"] == ["kind", "good"]
+    assert schema["properties"]["pet"] == {
+        "anyOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+        "description": "who lives here",
+    }
+    home = parse_output(Home, '{"pet": {"kind": "cat"}, "guest": {"kind": "dog", "good": true}}')
+    assert home.pet == Cat()
+
+
+def test_what_a_field_says_of_its_model_is_kept() -> None:
+    guest = output_schema(Home)["properties"]["guest"]
+    assert guest == {"anyOf": [{"$ref": "#/$defs/Dog"}], "description": "who visits"}
+
+
 def test_the_same_part_twice_is_not_recursion() -> None:
     assert output_schema(Shared)["required"] == ["left", "right"]
 
@@ -105,6 +140,8 @@ def unsayable(kind: Any) -> type[BaseModel]:
         (unsayable(tuple[int, str]), "output field Bad.field: a tuple cannot be asked for"),
         (unsayable(list[Any]), "output field Bad.field: a list of anything"),
         (unsayable(Any), "output field Bad.field: Any cannot be asked for"),
+        (unsayable(Literal[Colour.RED]), r"Literal\[Colour.RED\] matches no JSON; derive Colour"),
+        (unsayable(list[Literal[Colour.RED]] | None), r"StrEnum or IntEnum, or write Literal\['re"),
         (int, "is not a pydantic model"),
         (Whole(default=1, parts=[], colour=Colour.RED, kind="a"), "is not a pydantic model"),
     ],
@@ -128,6 +165,30 @@ def test_constraints_are_checked_after() -> None:
         parse_output(Part, text)
     assert explain(caught.value) == "title: String should match pattern '^[A-Z]'"
     assert parse_output(Part, '```json\n{"title": "Upper"}\n```').title == "Upper"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "words"),
+    [
+        (Annotated[int, Field(ge=1, le=5)], "6", "less than or equal to 5"),
+        (Annotated[float, Field(gt=0)], "0", "greater than 0"),
+        (Annotated[int, Field(multiple_of=5)], "7", "multiple of 5"),
+        (Annotated[str, Field(min_length=2)], '"x"', "at least 2 characters"),
+        (Annotated[list[int], Field(max_length=1)], "[1, 2]", "at most 1 item"),
+        (date, '"2026-02-30"', "valid date"),
+        (UUID, '"x"', "valid UUID"),
+        (HttpUrl, '"ftp://x"', "URL scheme"),
+        (Colour, '"green"', "'red' or 'blue'"),
+    ],
+)
+def test_each_kind_of_limit_is_checked_after(kind: Any, text: str, words: str) -> None:
+    model = unsayable(kind)
+    asked = json.dumps(output_schema(model))
+    assert not {"minimum", "maximum", "minLength", "maxItems"} & set(re.findall(r'"(\w+)":', asked))
+    with pytest.raises(ValidationError) as caught:
+        parse_output(model, f'{{"field": {text}}}')
+    assert explain(caught.value).startswith("field: ")
+    assert words in explain(caught.value)
 
 
 def test_explanations_are_short() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import date, datetime
 from enum import Enum
 from random import Random
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import jsonschema
 import pydantic
+import xgrammar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, ValidationError
+from xgrammar.testing import _is_grammar_accept_string as accepts
 
 from agentcloud.agents.output import output_schema, parse_output
 from agentcloud.cluster.sandbox.instances import make_instance
@@ -33,6 +37,10 @@ LEAVES: list[Any] = [
     str,
     Mood,
     Literal["x", "y"],
+    Literal["only"],
+    date,
+    datetime,
+    UUID,
     Literal[1, "z", None],
     Annotated[int, Field(ge=0, le=9)],
     Annotated[str, Field(max_length=5)],
@@ -91,6 +99,10 @@ def test_any_object_of_the_schema_is_one_of_the_model_save_for_its_limits(
     check_schema(schema, "schema")
     instance = make_instance(schema, Random(seed))
     validator(schema)(instance)
+    # The grammar of vLLM's own backend allows what the API's schema does, and nothing besides.
+    grammar = xgrammar.Grammar.from_json_schema(json.dumps(schema), any_whitespace=False)
+    assert accepts(grammar, json.dumps(instance, ensure_ascii=False))
+    assert not accepts(grammar, json.dumps({**instance, "no such field": 1}, ensure_ascii=False))
     try:
         parsed = parse_output(model, json.dumps(instance))
     except ValidationError as error:
