@@ -59,8 +59,8 @@ async def mcp_tools(*servers: McpServer) -> AsyncIterator[list[AnyTool]]:
         found = await map_ordered(_Connection.open, connections, concurrency=max(1, len(servers)))
         yield [tool for tools in found for tool in tools]
     finally:
-        for connection in connections:
-            await connection.close()
+        # All at once: were the agent cancelled again here, none would be left open.
+        await asyncio.gather(*(connection.close() for connection in connections))
 
 
 class McpTool(AnyTool):

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 from mcp.server import MCPServer
-from mcp.server.mcpserver import Image
+from mcp.server.mcpserver import Context, Image
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import (
     AudioContent,
@@ -81,6 +81,12 @@ def write() -> str:
 def secret() -> str:
     """Tell what the environment gave it."""
     return os.environ.get("TEST_TOKEN", "none")
+
+
+@server.tool()
+def headers(ctx: Context) -> str:
+    """Tell what the request was sent with."""
+    return dict(ctx.headers or {}).get("authorization", "none")
 
 
 @server.tool()

@@ -87,6 +87,15 @@ async def test_orders_calls_its_tool(client: AsyncAgentCloud) -> None:
     assert result["calls"] == 2
 
 
+async def test_assistant_uses_an_mcp_server_and_another_agent(client: AsyncAgentCloud) -> None:
+    result, ctx = await run(client, "assistant.py:answer", {"text": "Good morning."})
+    assert result["calls"] == 1
+    result, ctx = await run(client, "assistant.py:answer", {"text": "Use count_stock for Atlas."})
+    assert [receipt.model for receipt in ctx.usage.receipts] == [SMALL] * 2
+    result, ctx = await run(client, "assistant.py:answer", {"text": "Use write_apology, it broke."})
+    assert [receipt.model for receipt in ctx.usage.receipts] == [SMALL, LARGE, SMALL]
+
+
 async def test_research_keeps_going_when_a_topic_fails(
     client: AsyncAgentCloud, sandbox: Sandbox
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from agentcloud.cluster.errors import AgentError, ConfigError, ToolFailed, ToolS
 from tests.agents.fakes import ScriptedClient, call, message
 from tests.agents.mcp_server import PNG
 
+OLD_SERVER = str(Path(__file__).with_name("old_mcp_server.py"))
 SERVER = str(Path(__file__).with_name("mcp_server.py"))
 
 
@@ -128,17 +130,30 @@ async def test_a_server_that_dies_ends_the_ask_and_not_the_agent(server: McpServ
     assert caught.value.server in str(server)
 
 
+async def test_a_server_of_the_older_protocol_with_pages_of_tools() -> None:
+    async with mcp_tools(Stdio(sys.executable, OLD_SERVER)) as tools:
+        assert [one.name for one in tools] == ["one", "two", "three"]
+        assert await named(tools)["three"].run({}) == "this is three"
+
+
 async def test_last_words_are_told_without_secrets() -> None:
     async with mcp_tools(stdio(env={"TEST_TOKEN": "s3cret-token"})) as tools:
         with pytest.raises(ToolServerLost, match=r"\(it said: fatal: disk of \*\*\* is gone\)"):
             await named(tools)["die"].run({})
 
 
-async def test_secrets_reach_the_server_and_are_never_shown(running: Running) -> None:
-    local = stdio(env={"TEST_TOKEN": SecretStr("s3cret")})
-    async with mcp_tools(local) as tools:
-        assert await named(tools)["secret"].run({}) == "s3cret"
-    remote = Http(running.url + "?key=s3cret", headers={"Authorization": "Bearer s3cret"})
+async def test_secrets_reach_the_server_and_are_never_shown(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    local = stdio(env={"TEST_TOKEN": SecretStr("s3cret")}, prefix="local_")
+    remote = Http(running.url, headers={"Authorization": "Bearer s3cret"})
+    async with mcp_tools(local, remote) as tools:
+        assert await named(tools)["local_secret"].run({}) == "s3cret"
+        assert await named(tools)["headers"].run({}) == "Bearer s3cret"
+    assert caplog.records
+    assert "s3cret" not in caplog.text
+    remote = Http(running.url + "?key=s3cret")  # not where it belongs, but not shown either
     for shown in (local, remote):
         assert "s3cret" not in repr(shown) + str(shown) + repr(vars(shown)["_secrets"])
     assert repr(remote) == f"<MCP server {running.url}>"

@@ -6,11 +6,11 @@ import random
 from collections.abc import AsyncIterator
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import pytest_asyncio
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from agentcloud.agents import Context, tool
 from agentcloud.cluster.catalog import load_catalog
@@ -37,10 +37,21 @@ class Part(BaseModel):
     size: Literal["s", "m", "l"] | None
 
 
+class Box(BaseModel):
+    kind: Literal["box"] = "box"
+    colour: Colour
+
+
+class Bag(BaseModel):
+    kind: Literal["bag"] = "bag"
+    torn: bool
+
+
 class Whole(BaseModel):
-    left: Part
+    left: Part = Field(description="the left one")
     right: Part
     fine: bool
+    within: Annotated[Box | Bag, Field(discriminator="kind")]
 
 
 @tool
