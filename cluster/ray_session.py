@@ -75,7 +75,13 @@ def start_local_ray(*, dashboard: bool = True, num_cpus: int | None = None) -> R
         raise ConfigError(
             f"Ray did not start ({_one_line(error)}); see `agentcloud doctor`"
         ) from None
+    _keep_off_stdout()
     return _ray_info()
+
+
+def _keep_off_stdout() -> None:
+    # Ray prints what happens to its processes there, beside what a command has to say (--json).
+    ray._private.worker._worker_logs_enabled = False
 
 
 @contextmanager

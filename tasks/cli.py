@@ -22,6 +22,7 @@ from agentcloud.tasks import (
     cli_demo,
     cli_explain,
     cli_jobs,
+    cli_ledger,
     cli_metrics,
     cli_run,
     cli_tune,
@@ -49,6 +50,8 @@ def _options(
 
 
 app.command("run")(cli_run.run_command)
+app.command("resume")(cli_ledger.resume_command)
+app.command("jobs")(cli_ledger.jobs_command)
 app.command("submit")(cli_jobs.submit_command)
 app.command("status")(cli_jobs.status_command)
 app.command("logs")(cli_jobs.logs_command)

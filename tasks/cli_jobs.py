@@ -29,6 +29,7 @@ from agentcloud.tasks.cli_options import (
     InputOpt,
     JobArg,
     JsonOpt,
+    OnUnknownOpt,
     TaskBudgetOpt,
     TimeoutOpt,
     WorkersOpt,
@@ -37,7 +38,7 @@ from agentcloud.tasks.cli_options import (
     usd_option,
 )
 from agentcloud.tasks.render import jobs_table, show_duration, stdout_console
-from agentcloud.tasks.spec import EXTRA_ATTEMPTS, JobSpec, OnBadInput, new_job_id
+from agentcloud.tasks.spec import EXTRA_ATTEMPTS, JobSpec, OnBadInput, OnUnknown, new_job_id
 
 if TYPE_CHECKING:
     from agentcloud.tasks.submission import SubmittedJob
@@ -62,6 +63,7 @@ def submit_command(
     task_timeout: TimeoutOpt = None,
     deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
+    on_unknown: OnUnknownOpt = OnUnknown.RESEND,
     cascade: CascadeOpt = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     output: Annotated[
@@ -102,6 +104,7 @@ def submit_command(
         task_timeout_s=task_timeout,
         deadline_s=duration_option(deadline, "--deadline"),
         on_bad_input=on_bad_input,
+        on_unknown=on_unknown,
         cascade=load_cascade(cascade) if cascade is not None else None,
     )
     survey(spec.input, on_bad=on_bad_input, source=spec.source)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from agentcloud.tasks.duration import parse_duration
 from agentcloud.tasks.money import parse_usd
-from agentcloud.tasks.spec import OnBadInput
+from agentcloud.tasks.spec import OnBadInput, OnUnknown
 
 AgentArg = Annotated[str, typer.Argument(help="The agent: path/to/file.py:name.")]
 JobArg = Annotated[str, typer.Argument(help="The job's id, as `submit` printed it.")]
@@ -26,6 +26,13 @@ TaskBudgetOpt = Annotated[str | None, typer.Option(help="Cap over each task.", m
 BadInputOpt = Annotated[
     OnBadInput,
     typer.Option(help="A line that cannot be read stops the job before it starts, or is left out."),
+]
+OnUnknownOpt = Annotated[
+    OnUnknown,
+    typer.Option(
+        help="A paid call that was under way when its worker died stays charged, its answer is "
+        "lost: send it again (and pay again), or let its task fail."
+    ),
 ]
 ConcurrencyOpt = Annotated[int, typer.Option(min=1, help="Tasks at once, over all workers.")]
 WorkersOpt = Annotated[int, typer.Option(min=1, help="Worker processes that run the agents.")]

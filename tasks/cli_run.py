@@ -22,6 +22,7 @@ from agentcloud.tasks.cli_options import (
     FleetOpt,
     InputOpt,
     JsonOpt,
+    OnUnknownOpt,
     TaskBudgetOpt,
     TimeoutOpt,
     WorkersOpt,
@@ -36,6 +37,7 @@ from agentcloud.tasks.spec import (
     JobSpec,
     JobState,
     OnBadInput,
+    OnUnknown,
     new_job_id,
 )
 
@@ -75,6 +77,7 @@ def run_command(
     deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     cascade: CascadeOpt = None,
+    on_unknown: OnUnknownOpt = OnUnknown.RESEND,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed tasks of the results file again.")
     ] = False,
@@ -83,7 +86,8 @@ def run_command(
 ) -> None:
     """Run an agent on every line of a file, on this machine or on a cluster it belongs to.
 
-    Ctrl-C stops cleanly: what is done is kept, and the same command goes on from there. Examples:
+    Ctrl-C stops cleanly: what is done is kept, and the same command goes on from there. After a
+    crash, `agentcloud resume JOB` does not even ask again what was answered. Examples:
 
         agentcloud run examples/triage.py:triage --input tickets.jsonl --budget 2usd
 
@@ -95,12 +99,6 @@ def run_command(
 
         agentcloud run examples/triage.py:triage -i tickets.jsonl --cascade cascade.json
     """
-    from agentcloud.tasks.session import (
-        cluster_for_run,
-        graceful_interrupts,
-        terminate_as_interrupt,
-    )
-
     spec = JobSpec(
         job_id=new_job_id(),
         agent=agent,
@@ -116,11 +114,28 @@ def run_command(
         task_timeout_s=task_timeout,
         deadline_s=duration_option(deadline, "--deadline"),
         on_bad_input=on_bad_input,
+        on_unknown=on_unknown,
         retry_failed=retry_failed,
         folder=Path.cwd(),
         cascade=load_cascade(cascade) if cascade is not None else None,
     )
+    run_job(spec, fleet=fleet, address=address, dashboard=dashboard, as_json=as_json)
+
+
+def run_job(
+    spec: JobSpec, *, fleet: Path, address: str | None, dashboard: bool, as_json: bool
+) -> None:
+    """Run a job from start to end, or go on with one; ends the command with its exit status.
+
+    Raises:
+        ConfigError: anything that a user can mend, before anything starts.
+    """
     from agentcloud.tasks.jobs import preflight, start_job
+    from agentcloud.tasks.session import (
+        cluster_for_run,
+        graceful_interrupts,
+        terminate_as_interrupt,
+    )
 
     found = preflight(spec)
     check_agent(spec.agent, spec.folder)
@@ -136,7 +151,9 @@ def run_command(
             if info.dashboard_url:
                 view.note(f"dashboard while it runs: {info.dashboard_url}")
             with graceful_interrupts() as interrupts:
-                job = start_job(spec, total=found.total)
+                origin = {"command": "run", "fleet": str(fleet.absolute())}
+                job = start_job(spec, total=found.total, origin=origin)
+                view.note(f"after a crash: agentcloud resume {spec.job_id}")
                 try:
                     record = follow_job(job, view, interrupts)
                 finally:

@@ -80,6 +80,20 @@ class LedgerJob:
     created_unix_s: float
     ended_unix_s: float | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        spec = json.loads(self.spec)
+        return {
+            "job_id": self.job_id,
+            "agent": spec.get("agent"),
+            "state": self.state,
+            "run": self.epoch,
+            "output": spec.get("output"),
+            "created_unix_s": self.created_unix_s,
+            "ended_unix_s": self.ended_unix_s,
+            "record": self.record,
+        }
+
 
 class Ledger:
     """Jobs, tasks and steps. One thread writes; any may read.

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
+from agentcloud.tasks.ledger import LedgerJob
 from agentcloud.tasks.money import show_usd
 from agentcloud.tasks.spec import EndpointTotals, JobRecord
 
@@ -246,5 +247,26 @@ def jobs_table(jobs: Sequence[Any]) -> Table:
             f"[{_STYLES.get(job.state, 'default')}]{job.state}[/]",
             datetime.fromtimestamp(started).strftime("%Y-%m-%d %H:%M:%S") if started else "-",
             "-" if took is None else show_duration(took),
+        )
+    return table
+
+
+def ledger_table(jobs: Sequence[LedgerJob]) -> Table:
+    """Jobs of the ledger, one a row."""
+    table = Table()
+    for heading in ("job", "agent", "state", "done", "failed", "cost", "run", "begun"):
+        table.add_column(heading, overflow="fold")
+    for job in jobs:
+        told = job.to_dict()
+        tasks = (job.record or {}).get("tasks", {})
+        table.add_row(
+            job.job_id,
+            told["agent"] or "-",
+            f"[{_STYLES.get(job.state, 'default')}]{job.state}[/]",
+            str(tasks.get("done", "-")),
+            str(tasks.get("failed", "-")),
+            f"${job.record['cost_usd']}" if job.record else "-",
+            str(job.epoch),
+            datetime.fromtimestamp(job.created_unix_s).strftime("%Y-%m-%d %H:%M:%S"),
         )
     return table

@@ -118,16 +118,22 @@ class Supervisor:
         Raises:
             ConfigError: no fleet is up, or the results file cannot be used.
         """
+        await self._started(first=True)
+
+    async def _started(self, *, first: bool = False) -> None:
         async with self._starting:
             if self._main is None:
-                await self._start()
+                # What failed since the job began is not done again because its supervisor died.
+                retry_failed = first and self._spec.retry_failed
+                await self._start(self._spec.model_copy(update={"retry_failed": retry_failed}))
 
-    async def _start(self) -> None:
-        spec, budgets = self._spec, Budgets.of_cluster()
+    async def _start(self, spec: JobSpec) -> None:
+        budgets = Budgets.of_cluster()
         _end_workers(spec.job_id)
-        ledger = await begin_run(spec, self._origin, budgets)
+        # Its lock comes first: a job that runs elsewhere is not taken from there.
         results = ResultsFile(spec.output, retry_failed=spec.retry_failed)
         try:
+            ledger = await begin_run(spec, self._origin, budgets)
             former = await ledger.former_runs(results, self._tally)
             await budgets.open((spec.budget_scope,), ledger.budget_usd)
         except BaseException:
@@ -168,12 +174,12 @@ class Supervisor:
     async def record(self) -> JobRecord:
         """The job as it stands; each call is also a sign of life of whoever mirrors the job."""
         self._heard_s = time.monotonic()
-        await self.start()
+        await self._started()
         return self._record()
 
     async def cancel(self, reason: str = "on request") -> None:
         """Stop now: running tasks are cancelled, their calls aborted; what is done is kept."""
-        await self.start()
+        await self._started()
         if self._state.is_final:
             return
         self._board.stop(_CANCELLED, reason)
@@ -185,7 +191,7 @@ class Supervisor:
 
     async def wait(self) -> JobRecord:
         """Wait until the job has ended."""
-        await self.start()
+        await self._started()
         await self._over.wait()
         return self._record()
 

@@ -1,0 +1,104 @@
+"""Going on with a job that was cut off: found in the ledger, started as its next run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from pydantic import ValidationError
+
+from agentcloud.cluster.config import load_fleet
+from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.lifecycle import connect_ray
+from agentcloud.tasks.ledger import Ledger, LedgerJob
+from agentcloud.tasks.ledger_client import find_ledger
+from agentcloud.tasks.spec import JobSpec, JobState, OnUnknown
+
+T = TypeVar("T")
+
+
+def ask_anywhere(
+    address: str | None, fleet: Path, ask: Callable[[Any], Any], read: Callable[[Ledger], T]
+) -> T:
+    """Ask the ledger of a running cluster, or read that of this machine.
+
+    Args:
+        address: a cluster; None: RAY_ADDRESS, else this machine's own.
+        fleet: for the latter: its `store:` is where jobs of this machine are kept.
+        ask: asks the actor.
+        read: the same of the database.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if address or os.environ.get("RAY_ADDRESS"):
+        connect_ray(address)
+        try:
+            answer: T = ray.get(ask(find_ledger()), timeout=60)
+            return answer
+        finally:
+            ray.shutdown()
+    with closing(Ledger(load_fleet(fleet).store)) as ledger:
+        return read(ledger)
+
+
+def find_job(job_id: str, *, address: str | None, fleet: Path) -> LedgerJob:
+    """A job of the ledger.
+
+    Raises:
+        ConfigError: there is no such job.
+    """
+    job = ask_anywhere(
+        address, fleet, lambda actor: actor.job.remote(job_id), lambda ledger: ledger.job(job_id)
+    )
+    if job is None:
+        raise ConfigError(
+            f"no job {job_id!r} in the ledger of {address or fleet}; `agentcloud jobs` lists them"
+        )
+    return job
+
+
+def resumed_spec(
+    job: LedgerJob,
+    *,
+    budget_usd: Decimal | None = None,
+    on_unknown: OnUnknown | None = None,
+    retry_failed: bool = False,
+) -> JobSpec:
+    """What the next run of a job is to do.
+
+    Args:
+        job: as the ledger knows it.
+        budget_usd: a new cap over all its runs; None: the old one.
+        on_unknown: None: as before.
+        retry_failed: failed tasks are done again.
+
+    Raises:
+        ConfigError: it is of another version of agentcloud.
+    """
+    try:
+        spec = JobSpec.model_validate_json(job.spec)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"was written by another version of agentcloud ({where}: {first['msg']}); resume it "
+            f"with that one",
+            where=f"job {job.job_id}",
+        ) from None
+    changes: dict[str, Any] = {"retry_failed": retry_failed}
+    if budget_usd is not None:
+        changes["budget_usd"] = budget_usd
+    if on_unknown is not None:
+        changes["on_unknown"] = on_unknown
+    return spec.model_copy(update=changes)
+
+
+def is_complete(job: LedgerJob) -> bool:
+    """Whether nothing of a job is left to do, failed tasks aside."""
+    return job.state == JobState.DONE.value
