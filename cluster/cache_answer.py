@@ -16,7 +16,7 @@ from anthropic.types import Message
 from pydantic_core import from_json, to_json
 
 from agentcloud.cluster.attempts import token_usage
-from agentcloud.cluster.contracts import CACHE_NAME, EndpointKind, Receipt, Timings
+from agentcloud.cluster.contracts import CACHE_NAME, EndpointKind, Receipt, Timings, TokenUsage
 from agentcloud.cluster.fold import message_of
 from agentcloud.cluster.message import RoutedMessage, with_receipt
 
@@ -55,6 +55,7 @@ class Kept:
             if age_s is None
             else f"answered {age_s:.0f} s ago"
         )
+        usage = token_usage(self.message.usage)
         receipt = Receipt(
             call_id=call_id,
             endpoint=CACHE_NAME,
@@ -63,7 +64,9 @@ class Kept:
             reason=f"response cache: {what}, {self.call_id} at {self.endpoint}",
             cost_usd=Decimal(0),
             attempts=0,
-            usage=token_usage(self.message.usage),
+            usage=TokenUsage(
+                cache_read_tokens=usage.prompt_tokens, output_tokens=usage.output_tokens
+            ),
             # Nothing was leased or generated for it.
             timings=Timings(total_s=total_s),
             cached=True,

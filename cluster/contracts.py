@@ -400,10 +400,11 @@ class Receipt:
         reason: why it was chosen.
         cost_usd: what the whole call cost, failed attempts included; None: unknown.
         attempts: sends of this call.
-        usage: tokens of the answer.
+        usage: tokens of the answer; of one from the response cache, all of its prompt counts as
+            read from a cache.
         timings: time split into queue, first token and generation.
         spent_elsewhere_usd: part of the cost that failed attempts took.
-        cached: answered by the response cache or a recorded step.
+        cached: answered by the response cache (its `endpoint` is `cache`) or a recorded step.
         fallback_from: the tier or model that was meant to serve and could not (`reason` says
             why); None: it did.
         batch: it came by a Message Batch, at half the price.

@@ -86,9 +86,9 @@ def up(
         raise ConfigError("half of a fleet is up on this cluster; `agentcloud down` stops it")
     check_fleet(config, where=where)
     if running is not None:
-        bring_cache(config)
         for line in _get(running.apply.remote(config, where), 60):
             on_progress(line)
+        bring_cache(config)
         _wait(running, FleetStatus.is_settled, on_progress, timeout_s)
         endpoints = ray.get(running.endpoints.remote(), timeout=CONTROL_TIMEOUT_S)
         return UpInfo(endpoints=tuple(endpoints), seconds=time.monotonic() - started_s)

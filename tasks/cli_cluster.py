@@ -86,7 +86,7 @@ def down_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -> Non
 
 
 def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -> None:
-    """Show every endpoint: state, load, calls, tokens, speed, cost.
+    """Show every endpoint: state, load, calls, tokens, speed, cost; and the response cache.
 
     Example:
         agentcloud endpoints --json
@@ -94,12 +94,15 @@ def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -
     import ray
 
     from agentcloud.cluster import lifecycle
+    from agentcloud.cluster.cache_actor import find_cache
     from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 
     lifecycle.connect_ray(address)
     try:
         scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
         snapshot = ray.get(scheduler.snapshot.remote(), timeout=30)
+        cache = find_cache()
+        snapshot["cache"] = None if cache is None else ray.get(cache.snapshot.remote(), timeout=30)
     except ValueError:
         raise ConfigError("no fleet is up on this cluster; `agentcloud up` starts one") from None
     finally:
@@ -107,7 +110,22 @@ def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -
     if as_json:
         typer.echo(json.dumps(snapshot, default=str))
     else:
-        stdout_console().print(endpoints_table(snapshot["endpoints"]))
+        console = stdout_console()
+        console.print(endpoints_table(snapshot["endpoints"]))
+        if snapshot["cache"] is not None:
+            console.print(cache_line(snapshot["cache"]))
+
+
+def cache_line(shown: Mapping[str, Any]) -> str:
+    """What the response cache did since it started, of its snapshot."""
+    answered = shown["hits"] + shown["shared"]
+    line = f"response cache: answered {answered:,} of {answered + shown['misses']:,} calls"
+    if shown["hit_rate"] is not None:
+        line += f" ({shown['hit_rate']:.0%})"
+    line += f", saved {show_usd(Decimal(shown['saved_usd']))}"
+    if shown["answers"] is not None:
+        line += f"; keeps {shown['answers']:,} answers, {shown['bytes'] / 1e6:,.1f} MB"
+    return line
 
 
 def endpoints_table(endpoints: Mapping[str, Mapping[str, Any]]) -> Table:

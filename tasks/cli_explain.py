@@ -46,7 +46,8 @@ def explain_command(
     if told is None:
         raise ConfigError(
             f"no call {call!r} is known to the scheduler, which keeps the last 10,000 since its "
-            f"start; a results line names its calls under `calls[].call`"
+            f"start; a results line names its calls under `calls[].call`, and of a cached one the "
+            f"call that was sent under `calls[].reason`"
         )
     if as_json:
         typer.echo(json.dumps(told))

@@ -12,7 +12,7 @@ from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.config import parse_fleet
 from agentcloud.cluster.endpoints import hosted_specs
 from agentcloud.cluster.scheduler import SchedulerCore
-from agentcloud.tasks.cli_cluster import endpoints_table
+from agentcloud.tasks.cli_cluster import cache_line, endpoints_table
 
 
 def test_headings_stand_over_their_figures() -> None:
@@ -47,3 +47,15 @@ def test_headings_stand_over_their_figures() -> None:
     assert shown["cached"] == "60%, saved $0.75"
     assert (shown["TTFT p50"], shown["p95"]) == ("120 ms", "450 ms")
     assert (shown["tokens/s"], shown["cost"]) == ("9.5", "$1.25")
+
+
+def test_the_line_of_the_response_cache() -> None:
+    shown = {"hits": 1000, "shared": 500, "misses": 500, "hit_rate": 0.75, "saved_usd": "0.75"}
+    kept = {"answers": 1200, "bytes": 3_400_000}
+    assert cache_line(shown | kept) == (
+        "response cache: answered 1,500 of 2,000 calls (75%), saved $0.75; "
+        "keeps 1,200 answers, 3.4 MB"
+    )
+    none = {"hits": 0, "shared": 0, "misses": 0, "hit_rate": None, "saved_usd": "0"}
+    nothing = cache_line(none | {"answers": None, "bytes": None})
+    assert nothing.startswith("response cache: answered 0 of 0 calls, saved $0")
