@@ -162,15 +162,17 @@ class Flights:
         self._outbox.pop(holder, None)
 
     def drop_silent(self, now_s: float) -> list[str]:
-        """The processes that were silent for too long; they are gone."""
+        """Forget the processes that were silent for too long; those of them that had asked."""
         silent = [name for name, at_s in self._heard_s.items() if now_s - at_s > self._timeout_s]
+        had_asked = [name for name in silent if self._asks.get(name)]
         # None of them may be told to take over from another of them.
-        for ask_id in [each for name in silent for each in self._asks.get(name, ())]:
-            if flight := self._flights.get(_route(self._asks[self._holders[ask_id]][ask_id])):
-                flight.waiting.pop(ask_id, None)
+        for name in had_asked:
+            for ask in self._asks[name].values():
+                if (flight := self._flights.get(_route(ask))) is not None:
+                    flight.waiting.pop(ask.ask_id, None)
         for name in silent:
             self.leave(name)
-        return silent
+        return had_asked
 
     def told_to(self) -> Iterable[str]:
         """The processes that there is something to tell."""

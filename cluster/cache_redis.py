@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _WHERE: Final = "fleet.yaml: cache.url"
 _PREFIX: Final = "agentcloud:response:"
 #: Of one command: a Redis that does not answer must not hold calls up.
-_TIMEOUT_S: Final = 5.0
+_TIMEOUT_S: Final = 1.0
 
 
 class RedisAnswers:

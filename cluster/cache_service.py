@@ -30,6 +30,8 @@ KEEP_ALIVE_S: Final = 3.0
 #: Answers that were just made or asked for are in memory too: before they are on disk they are
 #: nowhere else.
 RECENT_BYTES: Final = 32_000_000
+#: A database that takes longer is not waited for: calls are sent.
+READ_S: Final = 2.0
 _LOOK_S: Final = 1.0
 
 log = structlog.get_logger()
@@ -84,6 +86,7 @@ class CacheService:
         self._recent_bytes = 0
         self._wanted: dict[str, asyncio.Future[Entry | None]] = {}
         self._reading: asyncio.Task[None] | None = None
+        self._reading_since_s = 0.0
         self._wakes: dict[str, asyncio.Event] = {}
         self._writer = None if answers is None else GroupWriter(self._write, name="response-writer")
 
@@ -240,33 +243,44 @@ class CacheService:
 
     async def _look(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Those of the answers that are kept; what comes meanwhile is read together next."""
+        loop = asyncio.get_running_loop()
+        if self._answers is None or self._is_stuck(loop.time()):
+            return {}
         asked: dict[str, asyncio.Future[Entry | None]] = {}
         for key in keys:
-            if self._answers is not None and key not in self._recent:
+            if key not in self._recent:
                 if key not in self._wanted:
-                    self._wanted[key] = asyncio.get_running_loop().create_future()
+                    self._wanted[key] = loop.create_future()
                 asked[key] = self._wanted[key]
         if not asked:
             return {}
         if self._reading is None:
-            self._reading = asyncio.create_task(self._read())
+            self._reading = asyncio.create_task(self._read(self._answers))
         # Others wait for them too: unlike `gather`, this cancels none.
-        await asyncio.wait(asked.values())
-        return {key: entry for key, each in asked.items() if (entry := each.result()) is not None}
+        done, late = await asyncio.wait(asked.values(), timeout=READ_S)
+        if late:
+            log.error("kept answers are not read in time, calls are sent", answers=len(late))
+        return {
+            key: entry
+            for key, each in asked.items()
+            if each in done and (entry := each.result()) is not None
+        }
 
-    async def _read(self) -> None:
-        assert self._answers is not None
+    def _is_stuck(self, now_s: float) -> bool:
+        return self._reading is not None and now_s - self._reading_since_s > READ_S
+
+    async def _read(self, answers: Answers) -> None:
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
+            self._reading_since_s = asyncio.get_running_loop().time()
             found: Mapping[str, Entry] = {}
             try:
-                found = await asyncio.to_thread(self._answers.read, list(wanted))
+                found = await asyncio.to_thread(answers.read, list(wanted))
             except Exception as why:
                 # Nobody must wait for what nobody reads any more.
                 log.error("kept answers cannot be read, calls are sent", why=str(why))
             for key, future in wanted.items():
-                if not future.done():
-                    future.set_result(found.get(key))
+                future.set_result(found.get(key))
         self._reading = None
 
     def _write(self, batches: Sequence[Mapping[str, Entry]], _again: bool) -> None:

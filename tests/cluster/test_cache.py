@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -234,6 +235,37 @@ async def test_a_database_that_fails_makes_calls_miss_and_fails_none(
         assert not (await served.inference.create(SURE)).agentcloud.cached
         assert (await served.inference.create(SURE)).agentcloud.cached, "still in memory"
         assert (await cache.snapshot())["answers"] is None
+
+
+class Stuck(SqlAnswers):
+    """A database that answers when the test lets it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(open_database(url, file="responses.db"), ttl_s=TTL_S, max_bytes=10**6)
+        self.open = threading.Event()
+        self.reads = 0
+
+    def read(self, keys: Sequence[str]) -> dict[str, Entry]:
+        self.reads += 1
+        self.open.wait(30)
+        return super().read(keys)
+
+
+async def test_a_database_that_does_not_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("agentcloud.cluster.cache_service.READ_S", 0.05)
+    answers = Stuck(f"sqlite:///{tmp_path / 'x.db'}")
+    async with caching(answers) as cache:
+        client = CacheClient(cache)
+        for key in "ab":
+            assert isinstance(await asyncio.wait_for(client.ask(key, "small"), 10), Send)
+        assert answers.reads == 1, "it is not asked again meanwhile"
+        answers.open.set()
+        await until(lambda: cache._reading is None)
+        assert isinstance(await client.ask("c", "small"), Send)
+        assert answers.reads == 2
+        await client.close()
 
 
 async def test_without_a_cache_calls_are_sent_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,13 @@ def test_a_process_that_falls_silent_loses_its_claim_to_one_that_is_heard() -> N
     assert len(flights) == 0
 
 
+def test_a_process_that_has_nothing_to_say_is_no_dead_one() -> None:
+    flights = started(("p", "1"))
+    flights.landed(ask("1"), ENTRY)
+    assert flights.drop_silent(16.0) == []
+    assert flights.heard("p", 17.0) == 2, "and yet it is forgotten"
+
+
 def test_all_silent_at_once() -> None:
     flights = started(("p", "1"), ("q", "2"))
     assert sorted(flights.drop_silent(16.0)) == ["p", "q"]
