@@ -6,6 +6,7 @@ that none is left.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -86,6 +87,16 @@ class RunningReplica:
     spec: EndpointSpec
 
 
+@contextlib.contextmanager
+def unmarked() -> Iterator[None]:
+    """Processes that are started meanwhile end with their own fixture, be it after Ray's."""
+    mark = os.environ.pop(_MARK)
+    try:
+        yield
+    finally:
+        os.environ[_MARK] = mark
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A real local Ray; its end asserts that no process is left.
@@ -111,7 +122,9 @@ def postgres_server() -> Iterator[str]:
     """URL of one real PostgreSQL, shared by the whole run."""
     if BIN is None:
         pytest.skip("scripts/apt.sh installs postgresql")
-    with postgres() as url:
+    with contextlib.ExitStack() as stack:
+        with unmarked():
+            url = stack.enter_context(postgres())
         yield url
 
 
@@ -120,7 +133,9 @@ def redis_url() -> Iterator[str]:
     """URL of one real Redis, shared by the whole run."""
     if REDIS is None:
         pytest.skip("scripts/apt.sh installs redis-server")
-    with redis_server() as url:
+    with contextlib.ExitStack() as stack:
+        with unmarked():
+            url = stack.enter_context(redis_server())
         yield url
 
 
