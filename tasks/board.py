@@ -13,10 +13,11 @@ Four cases decide what a worker gets next:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agentcloud.tasks.facts import FactBook
+from agentcloud.tasks.id_set import IdSet
 from agentcloud.tasks.results import result_line
 from agentcloud.tasks.sources import BadInput, Input
 from agentcloud.tasks.spec import (
@@ -54,7 +55,7 @@ class Begun:
 class FormerRuns:
     """What earlier runs of a job left: ended tasks, how many of them are done, and begun ones."""
 
-    ended: set[str] = field(default_factory=set)
+    ended: IdSet = field(default_factory=IdSet)
     done: int = 0
     begun: dict[str, Begun] = field(default_factory=dict)
 
@@ -80,7 +81,7 @@ class Board:
         *,
         attempts: int,
         extra_attempts: int = EXTRA_ATTEMPTS,
-        finished_ids: Set[str],
+        finished_ids: Container[str],
         tally: Tally,
         facts: FactBook | None = None,
         former: FormerRuns | None = None,

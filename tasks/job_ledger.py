@@ -57,7 +57,7 @@ class JobLedger:
             former.ended.add(row.task_id)
             former.done += row.state == TaskState.DONE.value
             tally.add(_calls_of(row.line))
-            if row.task_id not in results.done_ids and row.task_id not in results.failed_ids:
+            if row.task_id not in results.ids:
                 missing.append(row.line)
             if len(missing) >= _LINES:
                 results.append(missing)

@@ -52,11 +52,11 @@ def preflight(spec: JobSpec) -> Preflight:
     surveyed = survey(spec.input, on_bad=spec.on_bad_input, source=spec.source)
     existed = spec.output.exists()
     results = ResultsFile(spec.output)
-    done, failed = len(results.done_ids), len(results.failed_ids)
     results.close()
     if not existed:
         spec.output.unlink()
-    return Preflight(surveyed.total, surveyed.bad, done if spec.retry_failed else done + failed)
+    already_done = results.done if spec.retry_failed else results.done + results.failed
+    return Preflight(surveyed.total, surveyed.bad, already_done)
 
 
 class Job:

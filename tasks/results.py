@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.id_set import IdSet
 from agentcloud.tasks.spec import TaskResult
 
 _TOKEN_KEYS = ("input_tokens", "cache_write_tokens", "cache_read_tokens", "output_tokens")
@@ -65,8 +66,8 @@ def _text(cost_usd: Decimal | None) -> str | None:
 class ResultsFile:
     """The one writer of a results file; a second one is refused.
 
-    What an earlier run left in the file is kept: `done_ids` and `failed_ids` say what it holds. A
-    last line that a crash cut off is removed.
+    What an earlier run left in the file is kept: `ids` are those it holds, `done` and `failed` how
+    many of each. A last line that a crash cut off is removed.
 
     Args:
         path: the file; it and its folder are made when missing.
@@ -78,6 +79,8 @@ class ResultsFile:
 
     def __init__(self, path: Path, *, retry_failed: bool = False) -> None:
         self.path = path
+        self.ids = IdSet()
+        self.done = self.failed = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -87,8 +90,7 @@ class ResultsFile:
             ) from None
         try:
             self._lock(self._fd)
-            self.done_ids, self.failed_ids = self._mend_and_read()
-            if retry_failed and self.failed_ids:
+            if self._mend_and_read(leave_failed_out=retry_failed):
                 self._drop_failed()
         except BaseException:
             os.close(self._fd)
@@ -123,10 +125,10 @@ class ResultsFile:
                 "another job is writing it; choose another --output", where=str(self.path)
             ) from None
 
-    def _mend_and_read(self) -> tuple[set[str], set[str]]:
-        done: set[str] = set()
-        failed: set[str] = set()
+    def _mend_and_read(self, *, leave_failed_out: bool) -> bool:
+        """Returns whether lines were left out."""
         kept_bytes = 0
+        left_out = False
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if not raw.endswith(b"\n"):
@@ -139,8 +141,13 @@ class ResultsFile:
                         "exists and is no results file; choose another --output",
                         where=f"{self.path}:{number}",
                     )
-                (done if entry["status"] == "done" else failed).add(entry["id"])
-        return done, failed - done
+                is_done = entry["status"] == "done"
+                if leave_failed_out and not is_done:
+                    left_out = True
+                elif self.ids.add(entry["id"]):
+                    self.done += is_done
+                    self.failed += not is_done
+        return left_out
 
     def _drop_failed(self) -> None:
         # Atomic: at any moment the path holds either the old lines or the kept ones, whole.
@@ -160,7 +167,6 @@ class ResultsFile:
             raise
         os.close(self._fd)
         self._fd = fd
-        self.failed_ids = set()
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:

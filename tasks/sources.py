@@ -2,11 +2,12 @@
 
 A line that cannot be read becomes a `BadInput` that names file and line; whoever reads decides
 whether it stops the job. Ids come from an `id` field, else from the line number; an id that was
-seen before is a bad input too.
+seen before is a bad input too. Ids are all that is remembered of what was read, as `IdSet` does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.id_set import IdSet
 from agentcloud.tasks.spec import OnBadInput
 
 #: A field of CSV may hold a whole document; Python's own limit is 128 KiB.
@@ -66,19 +68,30 @@ def read_inputs(path: Path, *, source: str | None = None) -> Iterator[Input | Ba
         ConfigError: it cannot be opened, or its format is not known.
     """
     name = source or path.name
-    seen: dict[str, int] = {}
+    seen = IdSet()
+    repeated = 0
     for index, (line, value) in enumerate(_rows(path, name)):
         try:
             if isinstance(value, _Bad):
                 raise value
             id_ = _id_of(value, line)
-            if id_ in seen:
-                raise _Bad(f"id {id_!r} was seen before, at line {seen[id_]}; ids must be unique")
-            seen[id_] = line
+            if not seen.add(id_):
+                # Where it was is looked up once: who has one such id to mend is helped by it.
+                repeated += 1
+                where = f", at line {_first_line(path, name, id_)}" if repeated == 1 else ""
+                raise _Bad(f"id {id_!r} was seen before{where}; ids must be unique")
         except _Bad as bad:
             yield BadInput(f"line:{line}", index, f"{name}:{line}: {bad}")
         else:
             yield Input(id_, index, value)
+
+
+def _first_line(path: Path, name: str, id_: str) -> int:
+    for line, value in _rows(path, name):
+        with contextlib.suppress(_Bad):
+            if not isinstance(value, _Bad) and _id_of(value, line) == id_:
+                return line
+    raise ConfigError("was changed while it was read", where=name)
 
 
 def survey(path: Path, *, on_bad: OnBadInput, source: str | None = None) -> Survey:

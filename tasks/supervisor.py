@@ -144,7 +144,7 @@ class Supervisor:
             read_inputs(spec.input, source=spec.source),
             attempts=spec.attempts,
             extra_attempts=spec.extra_attempts,
-            finished_ids=frozenset(results.done_ids | results.failed_ids),
+            finished_ids=results.ids,
             tally=self._tally,
             facts=self._facts,
             former=former,

@@ -67,7 +67,7 @@ def test_it_goes_on_where_an_earlier_run_ended(tmp_path: Path) -> None:
     first.append([line("a"), line("b", done=False)])
     first.close()
     second = ResultsFile(path)
-    assert (second.done_ids, second.failed_ids) == ({"a"}, {"b"})
+    assert (set(second.ids), second.done, second.failed) == ({"a", "b"}, 1, 1)
     second.append([line("c")])
     second.close()
     assert [entry["id"] for entry in read_results(path)] == ["a", "b", "c"]
@@ -85,7 +85,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(
     path.write_bytes(data[:cut])
     file = ResultsFile(path)
     kept = sum(sum(map(len, whole[: n + 1])) <= cut for n in range(3))
-    assert file.done_ids == set(["a", "b", "é"][:kept])
+    assert set(file.ids) == set(["a", "b", "é"][:kept])
     file.append([line("z")])
     file.close()
     assert [entry["id"] for entry in read_results(path)] == [*["a", "b", "é"][:kept], "z"]
@@ -95,7 +95,7 @@ def test_failed_lines_are_taken_out_to_be_done_again(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("\n".join([line("a"), line("b", done=False), line("c"), ""]))
     file = ResultsFile(path, retry_failed=True)
-    assert (file.done_ids, file.failed_ids) == ({"a", "c"}, set())
+    assert (set(file.ids), file.done, file.failed) == ({"a", "c"}, 2, 0)
     file.append([line("b")])
     file.close()
     assert [entry["id"] for entry in read_results(path)] == ["a", "c", "b"]

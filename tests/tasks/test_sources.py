@@ -66,6 +66,19 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
     assert list(inputs)[-1].id == "end"
 
 
+def test_ids_that_are_there_twice_are_all_bad_and_the_first_says_where_it_was(
+    tmp_path: Path,
+) -> None:
+    # A line without an id is called by its number, which another line's id may be.
+    path = write(tmp_path / "in.jsonl", '{"id": "3"}\n{"id": "x"}\n{"n": 1}\n{"id": "x"}\n{}\n')
+    entries = list(read_inputs(path))
+    assert [entry.id for entry in entries] == ["3", "x", "line:3", "line:4", "5"]
+    assert [entry.why for entry in entries if isinstance(entry, BadInput)] == [
+        "in.jsonl:3: id '3' was seen before, at line 1; ids must be unique",
+        "in.jsonl:4: id 'x' was seen before; ids must be unique",
+    ]
+
+
 def test_csv_rows(tmp_path: Path) -> None:
     path = write(
         tmp_path / "in.csv",
