@@ -49,6 +49,7 @@ class CacheClient:
         self._open: dict[str, tuple[Ask, asyncio.Future[Verdict]]] = {}
         self._sending: dict[str, Ask] = {}
         self._to_ask: dict[str, Ask] = {}
+        self._again: dict[str, Ask] = {}
         self._to_drop: dict[str, None] = {}
         self._landed: list[Landed] = []
         self._fell: list[Fell] = []
@@ -87,6 +88,7 @@ class CacheClient:
             if future.done() and not future.cancelled() and isinstance(future.result(), Send):
                 self.fell(ask, given_up=True)
             elif self._to_ask.pop(ask.ask_id, None) is None:
+                self._again.pop(ask.ask_id, None)
                 self._to_drop[ask.ask_id] = None
                 self._wake.set()
             raise
@@ -164,9 +166,10 @@ class CacheClient:
             self._fell,
             list(self._to_drop),
             list(asks.values()),
+            list(self._again.values()),
         )
         del self._landed[:_MOST]
-        self._fell, self._to_drop, self._tell_sending = [], {}, False
+        self._fell, self._to_drop, self._again, self._tell_sending = [], {}, {}, False
         if not (self._to_ask or self._landed):
             self._wake.clear()
         return tell
@@ -176,9 +179,8 @@ class CacheClient:
         self._landed = tell.landed + self._landed
         self._fell = tell.fell + self._fell
         self._to_drop = dict.fromkeys(tell.drops) | self._to_drop
-        for ask in tell.asks:
-            if ask.ask_id in self._open:
-                self._to_ask[ask.ask_id] = ask
+        self._to_ask |= {ask.ask_id: ask for ask in tell.asks if ask.ask_id in self._open}
+        self._again |= {ask.ask_id: ask for ask in tell.again if ask.ask_id in self._open}
         self._wake.set()
 
     def _do_without(self, why: Exception) -> None:
@@ -188,8 +190,8 @@ class CacheClient:
         for ask, future in self._open.values():
             if not future.done():
                 future.set_result(Alone(ask))
-        self._to_ask, self._to_drop, self._landed, self._fell = {}, {}, [], []
-        self._sending = {}
+        self._to_ask, self._again, self._to_drop = {}, {}, {}
+        self._landed, self._fell, self._sending = [], [], {}
         self._wake.clear()
 
     # -- being told
@@ -215,6 +217,7 @@ class CacheClient:
         for verdict in told.verdicts:
             ask = verdict.ask
             self._to_ask.pop(ask.ask_id, None)
+            self._again.pop(ask.ask_id, None)
             _, future = self._open.get(ask.ask_id, (None, None))
             is_awaited = future is not None and not future.done()
             if isinstance(verdict, Send):
@@ -227,8 +230,8 @@ class CacheClient:
 
     def _tell_again(self) -> None:
         for ask, future in self._open.values():
-            if not future.done():
-                self._to_ask[ask.ask_id] = ask
+            if not future.done() and ask.ask_id not in self._to_ask:
+                self._again[ask.ask_id] = ask
         self._tell_sending = bool(self._sending)
-        if self._to_ask or self._tell_sending:
+        if self._again or self._tell_sending:
             self._wake.set()

@@ -38,11 +38,17 @@ class _Route(NamedTuple):
 
 @dataclass(slots=True)
 class _Flight:
-    """A call under way: who sends it, and the asks that wait, in order."""
+    """A call under way: who sends it, and the asks that wait, in order.
 
-    sender: str
+    Attributes:
+        sender: None: an earlier instance knew who.
+        until_s: so long the sender has to say so.
+    """
+
+    sender: str | None
     waiting: dict[str, Ask] = field(default_factory=dict)
     fell: int = 0
+    until_s: float = 0.0
 
 
 class Flights:
@@ -62,6 +68,8 @@ class Flights:
         self._numbers: dict[str, int] = {}
         self._next = itertools.count(1)
         self._outbox: defaultdict[str, list[Verdict]] = defaultdict(list)
+        #: Flights whose sender has not been heard of.
+        self._orphans: set[_Route] = set()
 
     def __repr__(self) -> str:
         return f"<Flights {len(self._flights)} waiting={self.waiting}>"
@@ -104,18 +112,36 @@ class Flights:
         flight.waiting[ask.ask_id] = ask
         return False
 
+    def ask_again(self, ask: Ask, holder: str, until_s: float) -> None:
+        """A call that waited when an earlier instance ended.
+
+        Args:
+            ask: the call.
+            holder: its process.
+            until_s: until then the one that it waited for may be heard of, too.
+        """
+        route = _route(ask)
+        if route not in self._flights:
+            self._flights[route] = _Flight(None, until_s=until_s)
+            self._orphans.add(route)
+        self.ask(ask, holder)
+
     def sending(self, ask: Ask, holder: str) -> None:
         """A call that was told to send by an earlier instance is under way."""
         self._holders[ask.ask_id] = holder
         self._asks[holder][ask.ask_id] = ask
-        self._flights.setdefault(_route(ask), _Flight(ask.ask_id))
+        route = _route(ask)
+        flight = self._flights.setdefault(route, _Flight(ask.ask_id))
+        if flight.sender is None:
+            flight.sender = ask.ask_id
+            self._orphans.discard(route)
 
     def landed(self, ask: Ask, entry: Entry) -> list[Ask]:
         """An answer is there, whoever made it: who waited for it, and is told."""
         self._forget(ask.ask_id)
         told: list[Ask] = []
         for patient in (False, True):
-            flight = self._flights.pop(_Route(ask.key, patient), None)
+            flight = self._end(_Route(ask.key, patient))
             if flight is not None:
                 # One that still sends beside this one, its claim having passed on, ends by itself.
                 told += flight.waiting.values()
@@ -131,7 +157,7 @@ class Flights:
         if flight is None or flight.sender != ask.ask_id:
             return
         if fell.error is not None:
-            del self._flights[_route(ask)]
+            self._end(_route(ask))
             for each in flight.waiting.values():
                 self._tell(each, Fault(each, fell.error))
             return
@@ -149,7 +175,7 @@ class Flights:
         if flight is None:
             return
         flight.waiting.pop(ask_id, None)
-        if flight.sender == ask_id:
+        if flight.sender == ask_id or (flight.sender is None and not flight.waiting):
             self._pass_on(_route(ask), flight)
 
     def leave(self, holder: str) -> None:
@@ -174,6 +200,11 @@ class Flights:
             self.leave(name)
         return had_asked
 
+    def pass_on_orphans(self, now_s: float) -> None:
+        """Of those whose sender has not been heard of in time, another sends."""
+        for route in [each for each in self._orphans if self._flights[each].until_s <= now_s]:
+            self._pass_on(route, self._flights[route])
+
     def told_to(self) -> Iterable[str]:
         """The processes that there is something to tell."""
         return self._outbox.keys()
@@ -181,17 +212,22 @@ class Flights:
     def _pass_on(self, route: _Route, flight: _Flight) -> None:
         """The sender is gone: the next one sends, or all the others do."""
         waiting = flight.waiting
+        self._orphans.discard(route)
         if not waiting:
-            del self._flights[route]
+            self._end(route)
         elif flight.fell < MOST_FELL:
             following = next(iter(waiting.values()))
             flight.sender = following.ask_id
             del waiting[flight.sender]
             self._outbox[self._holders[flight.sender]].append(Send(following))
         else:
-            del self._flights[route]
+            self._end(route)
             for each in waiting.values():
                 self._tell(each, Alone(each))
+
+    def _end(self, route: _Route) -> _Flight | None:
+        self._orphans.discard(route)
+        return self._flights.pop(route, None)
 
     def _tell(self, ask: Ask, verdict: Verdict) -> None:
         """The last word on an ask."""

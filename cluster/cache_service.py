@@ -25,6 +25,8 @@ from agentcloud.cluster.group_writer import GroupWriter
 
 #: A process that says nothing for so long is dead.
 HOLDER_TIMEOUT_S: Final = 15.0
+#: After a restart, those that wait are heard before those that send by no more than this.
+REJOIN_S: Final = 3.0
 #: `wait` without news ends after this.
 KEEP_ALIVE_S: Final = 3.0
 #: Answers that were just made or asked for are in memory too: before they are on disk they are
@@ -114,10 +116,11 @@ class CacheService:
             flights.fell(fell)
         for ask_id in tell.drops:
             flights.drop(ask_id)
-        known = await self._look([ask.key for ask in tell.asks])
+        asks = [*tell.asks, *tell.again]
+        known = await self._look([ask.key for ask in asks])
         now_s = self._unix_s()
         verdicts: list[Verdict] = []
-        for ask in tell.asks:
+        for index, ask in enumerate(asks):
             # What came while the database was asked is in memory only.
             entry = self._recent.get(ask.key) or known.get(ask.key)
             if entry is not None and entry.made_unix_s + self._ttl_s > now_s:
@@ -126,8 +129,10 @@ class CacheService:
                 self._count(ask, entry)
                 self._remember(ask.key, entry)
                 flights.drop(ask.ask_id)  # It may be one that is told again.
-            else:
+            elif index < len(tell.asks):
                 flights.ask(ask, holder)
+            else:
+                flights.ask_again(ask, holder, self._clock.now() + REJOIN_S)
         verdicts += self._taken(holder)
         self._wake_others(holder)
         return Told(f"{self.epoch}:{number}", verdicts)
@@ -158,7 +163,8 @@ class CacheService:
     # -- those who run it
 
     def look(self) -> None:
-        """Drop the processes that are silent."""
+        """Drop the processes that are silent, and give up those that do not come back."""
+        self._flights.pass_on_orphans(self._clock.now())
         for name in self._flights.drop_silent(self._clock.now()):
             log.warning("process is silent, others take over what it was sending", holder=name)
         self._wake_others(None)

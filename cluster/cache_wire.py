@@ -76,6 +76,7 @@ class Tell:
 
     Attributes:
         sending: after a restart of the cache: calls that the process is sending.
+        again: after a restart: asks that the one before had been told.
         drops: asks whose callers went away.
     """
 
@@ -85,6 +86,7 @@ class Tell:
     fell: list[Fell] = field(default_factory=list)
     drops: list[str] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)
+    again: list[Ask] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

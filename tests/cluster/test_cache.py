@@ -294,12 +294,12 @@ async def test_after_a_restart_nothing_is_sent_twice() -> None:
         for wake in old._wakes.values():
             wake.set()
         await old.leave(clients[1].holder)
-        # The one that sends is heard first; were it the other, that one would send too.
+        # The one that waits is heard first, and waits on.
         wires[0].cache = wires[1].cache = new
-        wires[0].lost = None
-        await until(lambda: len(new._flights) == 1)
         wires[1].lost = None
         await until(lambda: new._flights.waiting == 1)
+        wires[0].lost = None
+        await until(lambda: not new._flights._orphans)
         clients[0].landed(Landed(sent.ask, b"answer", None, is_kept=True))
         verdict = await waits
         assert isinstance(verdict, Answered)

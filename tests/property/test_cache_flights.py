@@ -117,6 +117,29 @@ def test_after_a_restart_what_is_sent_is_not_sent_again() -> None:
     assert flights.take_outbox("q") == [Send(ask("2"))]
 
 
+def test_after_a_restart_those_who_wait_wait_for_the_one_that_sends_or_their_time() -> None:
+    flights = book("p", "q", "r")
+    flights.ask_again(ask("2"), "q", 3.0)
+    assert not flights.ask(ask("3"), "r"), "a new one too"
+    flights.sending(ask("1"), "p")
+    flights.pass_on_orphans(9.0)
+    assert list(flights.told_to()) == []
+    assert flights.landed(ask("1"), ENTRY) == [ask("2"), ask("3")]
+    flights = book("q", "r")
+    flights.ask_again(ask("2"), "q", 3.0)
+    flights.ask_again(ask("3"), "r", 4.0)
+    flights.pass_on_orphans(2.9)
+    assert list(flights.told_to()) == []
+    flights.pass_on_orphans(3.0)
+    assert flights.take_outbox("q") == [Send(ask("2"))]
+    assert flights.waiting == 1
+    flights = book("q")
+    flights.ask_again(ask("2"), "q", 3.0)
+    flights.drop("2")
+    assert len(flights) == 0
+    flights.pass_on_orphans(9.0)
+
+
 class Cluster(RuleBasedStateMachine):
     """Any order of asks, answers, failures, cancellations and deaths."""
 
