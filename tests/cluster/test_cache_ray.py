@@ -207,7 +207,10 @@ async def test_calls_go_on_when_the_cache_is_killed(ray_cluster: None, tmp_path:
         await here.seen(lambda shown: shown["waiting"] == 2)
         ray.kill(here.cache, no_restart=False)
         # The new one is told what is under way by those who wait and those who send.
-        await here.seen(lambda shown: (shown["under_way"], shown["waiting"]) == (2, 2))
+        await here.seen(
+            lambda shown: (shown["misses"], shown["under_way"], shown["waiting"]) == (0, 2, 2)
+        )
+        # Those that send have said so by now, or will within the time that they have for it.
         here.gate.open.set()
         receipts = [receipt for each in await asyncio.gather(*work) for receipt in each]
         sent = sum(not receipt.cached for receipt in receipts)
@@ -215,14 +218,17 @@ async def test_calls_go_on_when_the_cache_is_killed(ray_cluster: None, tmp_path:
 
 
 async def test_a_fleet_with_a_cache_comes_up_with_it_and_goes_with_it(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(KEY_ENV, CANARY)
+    key = tmp_path / "key"
+    key.write_text(CANARY)
     gate = Gate()
     gate.open.set()
     async with Sandbox(responder=gate) as sandbox:
         store = f"sqlite:///{tmp_path / 'store.db'}"
-        config = fleet(sandbox.url, store=store, cache={"ttl_s": 60})
+        account = {"base_url": sandbox.url, "api_key_file": str(key)}
+        more: dict[str, Any] = {"accounts": {"main": account}, "cache": {"ttl_s": 60}}
+        config = fleet(sandbox.url, store=store, **more)
         await asyncio.to_thread(lifecycle.up, config)
         try:
             inference = await connect()
