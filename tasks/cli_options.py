@@ -17,7 +17,12 @@ AgentArg = Annotated[str, typer.Argument(help="The agent: path/to/file.py:name."
 JobArg = Annotated[str, typer.Argument(help="The job's id, as `submit` printed it.")]
 InputOpt = Annotated[
     Path,
-    typer.Option("--input", "-i", help="JSONL, CSV or Parquet; one task per line.", dir_okay=False),
+    typer.Option(
+        "--input",
+        "-i",
+        help="JSONL, CSV or Parquet, one task per line; or a folder: a saved Hugging Face dataset "
+        "(of one split), or Parquet files.",
+    ),
 ]
 BudgetOpt = Annotated[
     str | None, typer.Option(help="Cap over the whole job: 2usd, $2, 0.50.", metavar="USD")

@@ -40,11 +40,11 @@ INPUT_FOLDER = ".agentcloud-input"
 
 
 def pack(folder: Path, input_file: Path, target: Path) -> Path:
-    """Zip a folder and an input file.
+    """Zip a folder and an input.
 
     Args:
         folder: the user's folder; what its .gitignore and .rayignore name stays out.
-        input_file: goes in whatever those say.
+        input_file: goes in whatever those say; a dataset's folder with all that is in it.
         target: the zip to write.
 
     Returns:
@@ -58,7 +58,7 @@ def pack(folder: Path, input_file: Path, target: Path) -> Path:
     sizes: dict[str, int] = {}
     try:
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as package:
-            for path, name in [*_files(folder), (input_file, inside)]:
+            for path, name in [*_files(folder), *_input_files(input_file, inside)]:
                 size_bytes = path.stat().st_size
                 top = name.parts[0]
                 sizes[top] = sizes.get(top, 0) + size_bytes
@@ -90,6 +90,15 @@ def _files(folder: Path) -> Iterator[tuple[Path, Path]]:
             relative = (here / name).relative_to(folder)
             if not ignored.match_file(relative.as_posix()) and (here / name).is_file():
                 yield here / name, relative
+
+
+def _input_files(given: Path, inside: Path) -> Iterator[tuple[Path, Path]]:
+    if not given.is_dir():
+        yield given, inside
+        return
+    for path in sorted(given.rglob("*")):
+        if path.is_file():
+            yield path, inside / path.relative_to(given)
 
 
 def _patterns(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Inputs of a job: JSONL, CSV or Parquet, streamed.
+"""Inputs of a job: JSONL, CSV, Parquet or a folder with a dataset, streamed.
 
 A line that cannot be read becomes a `BadInput` that names file and line; whoever reads decides
 whether it stops the job. Ids come from an `id` field, else from the line number; an id that was
@@ -13,9 +13,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.tasks.arrow_rows import BadRow, Row, folder_rows, parquet_rows
 from agentcloud.tasks.id_set import IdSet
 from agentcloud.tasks.spec import OnBadInput
 
@@ -49,19 +50,11 @@ class Survey:
     bad: int
 
 
-class _Bad(Exception):
-    """One row that cannot be used; never leaves this module."""
-
-
-#: A row as its format's reader gives it: line (or row) number and its value, or what is wrong.
-_Row: TypeAlias = tuple[int, Any]
-
-
 def read_inputs(path: Path, *, source: str | None = None) -> Iterator[Input | BadInput]:
     """Stream a file's inputs in order.
 
     Args:
-        path: the file; its suffix says the format.
+        path: the file, whose suffix says the format, or the folder of a dataset.
         source: how bad inputs name it; None: its name.
 
     Raises:
@@ -72,15 +65,15 @@ def read_inputs(path: Path, *, source: str | None = None) -> Iterator[Input | Ba
     repeated = 0
     for index, (line, value) in enumerate(_rows(path, name)):
         try:
-            if isinstance(value, _Bad):
+            if isinstance(value, BadRow):
                 raise value
             id_ = _id_of(value, line)
             if not seen.add(id_):
                 # Where it was is looked up once: who has one such id to mend is helped by it.
                 repeated += 1
                 where = f", at line {_first_line(path, name, id_)}" if repeated == 1 else ""
-                raise _Bad(f"id {id_!r} was seen before{where}; ids must be unique")
-        except _Bad as bad:
+                raise BadRow(f"id {id_!r} was seen before{where}; ids must be unique")
+        except BadRow as bad:
             yield BadInput(f"line:{line}", index, f"{name}:{line}: {bad}")
         else:
             yield Input(id_, index, value)
@@ -88,8 +81,8 @@ def read_inputs(path: Path, *, source: str | None = None) -> Iterator[Input | Ba
 
 def _first_line(path: Path, name: str, id_: str) -> int:
     for line, value in _rows(path, name):
-        with contextlib.suppress(_Bad):
-            if not isinstance(value, _Bad) and _id_of(value, line) == id_:
+        with contextlib.suppress(BadRow):
+            if not isinstance(value, BadRow) and _id_of(value, line) == id_:
                 return line
     raise ConfigError("was changed while it was read", where=name)
 
@@ -112,25 +105,28 @@ def survey(path: Path, *, on_bad: OnBadInput, source: str | None = None) -> Surv
     return Survey(total, bad)
 
 
-def _rows(path: Path, name: str) -> Iterator[_Row]:
+def _rows(path: Path, name: str) -> Iterator[Row]:
     readers = {
         ".jsonl": _jsonl_rows,
         ".ndjson": _jsonl_rows,
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
-        ".parquet": _parquet_rows,
+        ".parquet": parquet_rows,
     }
-    reader = readers.get(path.suffix.lower())
+    reader = folder_rows if path.is_dir() else readers.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(readers)
-        raise ConfigError(f"its format is not known by its name; known: {known}", where=name)
+        raise ConfigError(
+            f"its format is not known by its name; known: {known}, and folders of datasets",
+            where=name,
+        )
     try:
         yield from reader(path, name)
     except OSError as error:
         raise ConfigError(f"cannot read it ({error.strerror or error})", where=str(path)) from None
 
 
-def _jsonl_rows(path: Path, name: str) -> Iterator[_Row]:
+def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
             if not raw.strip():
@@ -141,18 +137,18 @@ def _jsonl_rows(path: Path, name: str) -> Iterator[_Row]:
                     json.loads(raw.decode("utf-8-sig").rstrip(), parse_constant=_no_constant),
                 )
             except UnicodeDecodeError as error:
-                yield line, _Bad(f"not UTF-8 (byte {error.start + 1} of the line)")
+                yield line, BadRow(f"not UTF-8 (byte {error.start + 1} of the line)")
             except json.JSONDecodeError as error:
-                yield line, _Bad(f"not JSON ({error.msg} at column {error.colno})")
+                yield line, BadRow(f"not JSON ({error.msg} at column {error.colno})")
             except (ValueError, RecursionError) as error:
-                yield line, _Bad(f"not JSON ({error})")
+                yield line, BadRow(f"not JSON ({error})")
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _csv_rows(path: Path, name: str) -> Iterator[_Row]:
+def _csv_rows(path: Path, name: str) -> Iterator[Row]:
     csv.field_size_limit(_CSV_FIELD_LIMIT_BYTES)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     # Bytes that are no UTF-8 come through as surrogates, so that one bad row stays one bad row.
@@ -171,41 +167,22 @@ def _csv_rows(path: Path, name: str) -> Iterator[_Row]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield reader.line_num, _Bad(f"not CSV ({error})")
+                yield reader.line_num, BadRow(f"not CSV ({error})")
                 continue
             yield reader.line_num, _checked_csv_row(row, len(columns))
 
 
-def _checked_csv_row(row: dict[str | Any, Any], columns: int) -> dict[str, str] | _Bad:
+def _checked_csv_row(row: dict[str | Any, Any], columns: int) -> dict[str, str] | BadRow:
     if None in row:
-        return _Bad(f"{columns + len(row[None])} fields where the header has {columns}")
+        return BadRow(f"{columns + len(row[None])} fields where the header has {columns}")
     if None in row.values():
         given = sum(value is not None for value in row.values())
-        return _Bad(f"{given} fields where the header has {columns}")
+        return BadRow(f"{given} fields where the header has {columns}")
     try:
         "".join(row.values()).encode()
     except UnicodeEncodeError:
-        return _Bad("not UTF-8")
+        return BadRow("not UTF-8")
     return row
-
-
-def _parquet_rows(path: Path, name: str) -> Iterator[_Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ConfigError(
-            "Parquet needs pyarrow: install agentcloud[parquet]", where=name
-        ) from None
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            line = 0
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    line += 1
-                    yield line, row
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"is not Parquet ({error})", where=name) from None
 
 
 def _id_of(value: Any, line: int) -> str:
@@ -213,5 +190,5 @@ def _id_of(value: Any, line: int) -> str:
     if given is None or given == "":
         return str(line)
     if isinstance(given, bool) or not isinstance(given, (str, int)):
-        raise _Bad(f"its id is neither text nor a whole number: {given!r}")
+        raise BadRow(f"its id is neither text nor a whole number: {given!r}")
     return str(given)
