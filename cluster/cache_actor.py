@@ -22,9 +22,8 @@ from agentcloud.cluster.contracts import CACHE_NAME, RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import EXPORT_EVERY_S
+from agentcloud.cluster.ray_session import head_resources
 
-#: Ray's own resource of the head's machine, where the store's file is.
-_HEAD: Final = "node:__internal_head__"
 #: Each process has one `wait` under way.
 _MAX_CALLS: Final = 100_000
 _CONTROL_TIMEOUT_S: Final = 60.0
@@ -156,7 +155,7 @@ def start_cache(
         max_restarts=-1,
         max_concurrency=_MAX_CALLS,
         num_cpus=0,
-        resources={_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None,
+        resources=head_resources(),
     ).remote(caching, store, holder_timeout_s)
 
 

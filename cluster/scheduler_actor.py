@@ -38,6 +38,7 @@ from agentcloud.cluster.journal import Batch, Journal, is_paid
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
+from agentcloud.cluster.ray_session import head_resources
 from agentcloud.cluster.scheduler import (
     SchedulerCore,
 )
@@ -57,8 +58,6 @@ _KEEP_ALIVE_S: Final = 5.0
 #: Long-lived streams each take one of these.
 _MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
-#: Ray's own resource of the head's machine.
-_HEAD: Final = "node:__internal_head__"
 
 log = structlog.get_logger()
 
@@ -362,5 +361,5 @@ def start_scheduler(config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIM
         max_restarts=-1,
         max_concurrency=_MAX_CALLS,
         num_cpus=0,
-        resources={_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None,
+        resources=head_resources(),
     ).remote(config, holder_timeout_s=holder_timeout_s, fleet=uuid.uuid4().hex)

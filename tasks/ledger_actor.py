@@ -16,13 +16,13 @@ from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.group_writer import GroupWriter
 from agentcloud.cluster.logs import configure_logs
+from agentcloud.cluster.ray_session import head_resources
 from agentcloud.tasks.ledger import Ledger, LedgerJob, Put, Recalled
 from agentcloud.tasks.ledger_tables import EndRow, StartRow
 
 LEDGER_NAME: Final = "ledger"
 #: Calls that wait for the disk each take one of these.
 _MAX_CALLS: Final = 100_000
-_HEAD: Final = "node:__internal_head__"
 
 log = structlog.get_logger()
 
@@ -138,7 +138,7 @@ def start_ledger(config: FleetConfig) -> Any:
         max_restarts=-1,
         max_concurrency=_MAX_CALLS,
         num_cpus=0,
-        resources={_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None,
+        resources=head_resources(),
     ).remote(config.store)
     try:
         ray.get(actor.ping.remote(), timeout=60)
