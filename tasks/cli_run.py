@@ -54,9 +54,8 @@ def run_command(
         typer.Option(
             "--output",
             "-o",
-            help="Results (JSONL); tasks already in it are not done again. "
-            "(default: INPUT.results.jsonl)",
-            dir_okay=False,
+            help="Results: JSONL, or for *.parquet a folder of Parquet files; tasks already in it "
+            "are not done again. (default: INPUT.results.jsonl)",
         ),
     ] = None,
     budget: BudgetOpt = None,

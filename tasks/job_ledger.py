@@ -13,7 +13,7 @@ from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.ledger import PAGE
 from agentcloud.tasks.ledger_client import LedgerClient, ask_ledger
 from agentcloud.tasks.ledger_tables import EndRow, StartRow
-from agentcloud.tasks.results import ResultsFile
+from agentcloud.tasks.results import Results
 from agentcloud.tasks.spec import JobRecord, JobSpec, TaskInput, TaskState
 from agentcloud.tasks.tally import Tally
 
@@ -39,7 +39,7 @@ class JobLedger:
         limit_usd = self._spec.budget_usd
         return None if limit_usd is None else max(Decimal(0), limit_usd - self.spent_before_usd)
 
-    async def former_runs(self, results: ResultsFile, tally: Tally) -> FormerRuns:
+    async def former_runs(self, results: Results, tally: Tally) -> FormerRuns:
         """What earlier runs left; lines that the results file lacks are put there.
 
         Args:

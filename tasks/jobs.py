@@ -12,7 +12,7 @@ import ray
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import AgentCloudError, TaskError
-from agentcloud.tasks.results import ResultsFile, read_results
+from agentcloud.tasks.results import open_results, read_results
 from agentcloud.tasks.sources import survey
 from agentcloud.tasks.spec import JobRecord, JobSpec
 from agentcloud.tasks.supervisor import SupervisorActor
@@ -50,11 +50,8 @@ def preflight(spec: JobSpec) -> Preflight:
         ConfigError: either cannot be used.
     """
     surveyed = survey(spec.input, on_bad=spec.on_bad_input, source=spec.source)
-    existed = spec.output.exists()
-    results = ResultsFile(spec.output)
-    results.close()
-    if not existed:
-        spec.output.unlink()
+    results = open_results(spec.output)
+    results.leave()
     already_done = results.done if spec.retry_failed else results.done + results.failed
     return Preflight(surveyed.total, surveyed.bad, already_done)
 

@@ -107,7 +107,7 @@ class JobSpec(BaseModel):
         job_id: unique on the cluster.
         agent: `path/to/file.py:name` or `module:name`.
         input: JSONL, CSV or Parquet file, or a dataset's folder, as the supervisor sees it.
-        output: results file (JSONL) that the supervisor appends to.
+        output: results that the supervisor appends to: a JSONL file, or a folder *.parquet.
         source: how errors and results name the input; None: as `input`.
         on_bad_input: what a line that cannot be read does.
         budget_usd: cap over the whole job.

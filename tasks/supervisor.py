@@ -28,7 +28,7 @@ from agentcloud.tasks.board import Board
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.facts import TELL_EVERY_S, FactBook, tell
 from agentcloud.tasks.job_ledger import JobLedger, begin_run
-from agentcloud.tasks.results import ResultsFile
+from agentcloud.tasks.results import Results, open_results
 from agentcloud.tasks.sources import read_inputs
 from agentcloud.tasks.spec import (
     JobRecord,
@@ -88,7 +88,7 @@ class Supervisor:
         self._tally = Tally()
         self._facts = FactBook()
         self._told_s = 0.0
-        self._results: ResultsFile | None = None
+        self._results: Results | None = None
         self._board = Board(iter(()), attempts=1, finished_ids=frozenset(), tally=self._tally)
         self._workers: dict[str, Any] = {}
         self._watchers: set[asyncio.Task[None]] = set()
@@ -131,7 +131,7 @@ class Supervisor:
         budgets = Budgets.of_cluster()
         _end_workers(spec.job_id)
         # Its lock comes first: a job that runs elsewhere is not taken from there.
-        results = ResultsFile(spec.output, retry_failed=spec.retry_failed)
+        results = open_results(spec.output, retry_failed=spec.retry_failed)
         try:
             ledger = await begin_run(spec, self._origin, budgets)
             former = await ledger.former_runs(results, self._tally)
@@ -200,6 +200,8 @@ class Supervisor:
             await self._until_finished()
             await self._stop_workers()
             await self._write()
+            if self._results is not None:
+                self._results.close()
             tell(self._spec.kind, self._facts.drain())
             state = self._end_state()
             await self._settle(state)

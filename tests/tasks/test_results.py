@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentcloud.cluster.errors import ConfigError
-from agentcloud.tasks.results import ResultsFile, read_results, result_line
+from agentcloud.tasks.jsonl_results import ResultsFile
+from agentcloud.tasks.results import read_results, result_line
 from agentcloud.tasks.spec import TaskEnd, TaskResult
 
 
