@@ -17,10 +17,11 @@ from agentcloud.cluster.contracts import (
     EndpointKind,
     EndpointSpec,
 )
-from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.errors import ConfigError, ConnectionFailed
 from agentcloud.cluster.hosted import HostedEndpoint
 from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.local import LocalEndpoint
+from agentcloud.cluster.patience import asked
 from agentcloud.cluster.ports import Endpoint
 from agentcloud.cluster.ray_session import connect_ray
 from agentcloud.cluster.scheduler_client import SchedulerClient
@@ -53,10 +54,17 @@ async def connect(address: str | None = None) -> Inference:
 
     Raises:
         ConfigError: no Ray is there, or no agentcloud runs on it.
+        ConnectionFailed: its scheduler does not answer.
     """
     # Blocks the loop, once: Ray wants to be joined in the thread that handles signals.
     actor = _scheduler(address)
-    config: FleetConfig = await actor.config.remote()
+    try:
+        config: FleetConfig = await asked(actor.config.remote)
+    except ray.exceptions.RayActorError as error:
+        raise ConnectionFailed(
+            f"the scheduler does not answer ({type(error).__name__}); look at it with "
+            f"`agentcloud doctor`"
+        ) from error
     scheduler = SchedulerClient(actor)
     return Inference(
         scheduler,

@@ -21,6 +21,7 @@ from pydantic_core import to_json
 from agentcloud.cluster.config_models import Account
 from agentcloud.cluster.contracts import Answer, Call, EndpointSpec, Params, Timings
 from agentcloud.cluster.errors import BackendError, ConfigError, StreamBroken, Unusable
+from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.fold import MessageFold, message_of
 from agentcloud.cluster.hosted_clients import ClientPool
 from agentcloud.cluster.hosted_errors import limit_headers, of_body, translate
@@ -110,6 +111,7 @@ class HostedEndpoint:
         sent_s = time.perf_counter()
         first_s: float | None = None
         response: httpx2.Response = await _post(self.client(), call, httpx2.Response)
+        reached("sent")
         headers = limit_headers(response.headers)
         reader = SseReader()
         try:

@@ -43,6 +43,7 @@ from agentcloud.cluster.errors import (
     QueueFull,
     RetriesSpent,
 )
+from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.gpu_share import GpuShare
 from agentcloud.cluster.hedge_race import Race
 from agentcloud.cluster.inference_stream import InferenceStream
@@ -145,6 +146,7 @@ class Inference:
         while True:
             opened = await self.lease(run, params)
             send = opened.send
+            reached("leased")
             race = Race(self, self._scheduler, self._clock, run, params, opened)
             try:
                 with bound_ids(call=send.call.call_id, endpoint=send.lease.endpoint.name):
@@ -156,6 +158,7 @@ class Inference:
                 self._scheduler.settle(run.abandoned(race.opened.send, self._clock.now()))
                 raise
             message = answer.message
+            reached("answered")
             mark_message(message.content, race.opened.signer)
             settlement, receipt = run.succeeded(
                 race.opened.send,
@@ -166,6 +169,7 @@ class Inference:
                 self._clock.now(),
             )
             self._scheduler.settle(settlement)
+            reached("settled")
             return with_receipt(message, receipt)
 
     def stream(self, params: Params, routing: Routing = _DEFAULT_ROUTING) -> InferenceStream:

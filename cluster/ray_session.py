@@ -139,6 +139,7 @@ def connect_ray(address: str | None = None) -> RayInfo:
             "`ray up ray_config.yaml`, or name it with --address",
             where=target,
         ) from None
+    _keep_off_stdout()
     return _ray_info()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.group_writer import GroupWriter
 from agentcloud.cluster.journal import Batch, merged
 from agentcloud.cluster.store import Store
@@ -12,9 +15,15 @@ class StoreWriter(GroupWriter[Batch]):
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        super().__init__(
-            lambda batches, again: store.write(merged(batches), again=again), name="store-writer"
-        )
+        super().__init__(self._write_all, name="store-writer")
+
+    def _write_all(self, batches: Sequence[Batch], again: bool) -> None:
+        batch = merged(batches)
+        if batch.granted:
+            reached("before-grant")
+        self._store.write(batch, again=again)
+        if batch.granted:
+            reached("after-grant")
 
     def close(self) -> None:
         """Write what is there, then end."""

@@ -10,6 +10,7 @@ import ray
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME, BudgetState
 from agentcloud.cluster.errors import BackendError, ConfigError
+from agentcloud.cluster.patience import asked
 
 
 class Budgets:
@@ -43,14 +44,14 @@ class Budgets:
             BackendError: the scheduler does not answer.
         """
         try:
-            await self._scheduler.open_budget.remote(path, limit_usd)
+            await asked(lambda: self._scheduler.open_budget.remote(path, limit_usd))
         except ray.exceptions.RayError as error:
             raise _silent(error) from None
 
     async def close(self, path: tuple[str, ...]) -> None:
         """Forget a budget and those below it; nothing to do where the scheduler is gone."""
         with contextlib.suppress(ray.exceptions.RayError):
-            await self._scheduler.close_budget.remote(path)
+            await asked(lambda: self._scheduler.close_budget.remote(path))
 
     async def fleet_id(self) -> str:
         """Id of the fleet that they are of.
@@ -59,7 +60,7 @@ class Budgets:
             BackendError: the scheduler does not answer.
         """
         try:
-            return str(await self._scheduler.fleet_id.remote())
+            return str(await asked(self._scheduler.fleet_id.remote))
         except ray.exceptions.RayError as error:
             raise _silent(error) from None
 
@@ -79,7 +80,7 @@ class Budgets:
             BackendError: the scheduler does not answer.
         """
         try:
-            states: list[BudgetState] = await self._scheduler.budgets.remote()
+            states: list[BudgetState] = await asked(self._scheduler.budgets.remote)
         except ray.exceptions.RayError as error:
             raise _silent(error) from None
         return states

@@ -78,6 +78,11 @@ class JobLedger:
                 starts=[_start(each) for each in started], ends=[*map(_end, ended)]
             )
 
+    async def resent(self) -> int:
+        """Paid calls that all runs have sent again: what the store knows, whatever died."""
+        job_id = self._spec.job_id
+        return await ask_ledger(lambda ledger: ledger.resent.remote(job_id))
+
     async def end(self, record: JobRecord, used_usd: Decimal) -> None:
         """The run has ended.
 

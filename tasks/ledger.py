@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
 from agentcloud.cluster.journal import LeaseState
 from agentcloud.cluster.sql import open_database, writing
@@ -69,7 +69,13 @@ class Recalled:
 
 @dataclass(frozen=True, slots=True)
 class LedgerJob:
-    """A job as the ledger knows it; `origin` is what its submitter gave, for whoever resumes."""
+    """A job as the ledger knows it.
+
+    Attributes:
+        origin: what its submitter gave, for whoever resumes it.
+        record: as its last run ended; None: none has.
+        spent_usd: by the runs that have ended, what is unknown at its reservation.
+    """
 
     job_id: str
     epoch: int
@@ -79,6 +85,7 @@ class LedgerJob:
     record: dict[str, Any] | None
     created_unix_s: float
     ended_unix_s: float | None
+    spent_usd: Decimal
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -91,6 +98,7 @@ class LedgerJob:
             "output": spec.get("output"),
             "created_unix_s": self.created_unix_s,
             "ended_unix_s": self.ended_unix_s,
+            "spent_usd": format(self.spent_usd, "f"),
             "record": self.record,
         }
 
@@ -253,6 +261,18 @@ class Ledger:
 
     # -- steps
 
+    def resent(self, job_id: str) -> int:
+        """Paid calls of a job that were sent again after a crash, or beside a slow one."""
+        of_job = json.dumps([f"job:{job_id}"])
+        sends = select(LEASES.c.step, func.count().label("sends")).where(
+            LEASES.c.budget.startswith(of_job[:-1], autoescape=True),
+            LEASES.c.step.is_not(None),
+            LEASES.c.state != LeaseState.FAILED.value,
+        )
+        with self._store.connect() as connection:
+            rows = connection.execute(sends.group_by(LEASES.c.step).having(func.count() > 1))
+            return sum(row.sends - 1 for row in rows)
+
     def recall(self, job_id: str, task_id: str) -> Recalled:
         """Everything known of a task that was begun before."""
         prefix = task_prefix(job_id, task_id)
@@ -342,4 +362,5 @@ def _job(row: Any) -> LedgerJob:
         None if row.record is None else json.loads(row.record),
         row.created_unix_s,
         row.ended_unix_s,
+        Decimal(row.spent_usd),
     )

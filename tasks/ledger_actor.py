@@ -6,6 +6,7 @@ What several workers put while a transaction is written goes into the next one t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 import ray
@@ -14,6 +15,7 @@ import structlog
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.group_writer import GroupWriter
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.ray_session import head_resources
@@ -43,7 +45,7 @@ class LedgerService:
             # Said by `ping`: an actor that fails to start would only say that it failed.
             self._broken = error
             return
-        self._writer = GroupWriter[Put](self._ledger.write, name="ledger-writer")
+        self._writer = GroupWriter[Put](self._write_all, name="ledger-writer")
 
     def __repr__(self) -> str:
         return LEDGER_NAME
@@ -78,6 +80,11 @@ class LedgerService:
         await written
         return not put.is_stale
 
+    def _write_all(self, puts: Sequence[Put], again: bool) -> None:
+        reached("before-step")
+        self._ledger.write(puts, again)
+        reached("after-step")
+
     async def recall(self, job_id: str, task_id: str) -> Recalled:
         """As `Ledger.recall`; the scheduler is told what was never settled."""
         recalled = await asyncio.to_thread(self._ledger.recall, job_id, task_id)
@@ -104,6 +111,10 @@ class LedgerService:
     async def spent_before(self, job_id: str, fleet: str) -> str:
         """As `Ledger.spent_before`, as text."""
         return str(await asyncio.to_thread(self._ledger.spent_before, job_id, fleet))
+
+    async def resent(self, job_id: str) -> int:
+        """As `Ledger.resent`."""
+        return await asyncio.to_thread(self._ledger.resent, job_id)
 
     async def job(self, job_id: str) -> LedgerJob | None:
         """As `Ledger.job`."""

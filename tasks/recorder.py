@@ -9,6 +9,7 @@ import structlog
 
 from agentcloud.cluster.contracts import EndpointKind, Receipt
 from agentcloud.cluster.errors import AnswerUnknown
+from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.ports import Step
 from agentcloud.tasks.ledger import Recalled
 from agentcloud.tasks.ledger_client import LedgerPort
@@ -104,6 +105,7 @@ class TaskRecorder:
             str(usd) if paid and usd is not None else None,
         )
         await self._ledger.put(steps=(row,), contents=what.contents)
+        reached("recorded")
 
     def failed(self, step: Step) -> None:
         """As `StepRecorder.failed`."""

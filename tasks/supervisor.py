@@ -345,6 +345,7 @@ class Supervisor:
     async def _settle(self, state: JobState) -> None:
         """Tell the ledger how the run ended, and forget its budgets, the tasks' own with them."""
         assert self._ledger is not None
+        self._board.resent = await self._ledger.resent()
         budgets, scope = Budgets.of_cluster(), (self._spec.budget_scope,)
         record = replace(self._record(), state=state)
         await self._ledger.end(record, await budgets.used_usd(scope))

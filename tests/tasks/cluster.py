@@ -86,7 +86,11 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def ray_head(
-    *, token: bool = True, wait: bool = True, node_types: dict[str, Any] | None = None
+    *,
+    token: bool = True,
+    wait: bool = True,
+    node_types: dict[str, Any] | None = None,
+    **more_env: str,
 ) -> Iterator[Head]:
     """`ray start --head` in a session folder and on ports of its own; ended by its own group.
 
@@ -102,7 +106,7 @@ def ray_head(
         path.write_text(secrets.token_hex(32))
         path.chmod(0o600)
         auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
-    env = clean_env(**auth, SANDBOX_KEY=SANDBOX_KEY)
+    env = clean_env(**auth, SANDBOX_KEY=SANDBOX_KEY, **more_env)
     more: list[str] = []
     if node_types is not None:
         (folder / "autoscaler.json").write_text(json.dumps(_autoscaling(node_types, gcs)))

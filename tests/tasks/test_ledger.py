@@ -108,6 +108,9 @@ def test_paid_calls_without_a_recorded_answer_and_answers_without_a_settlement(
     # A failed send was no answer; what is recorded is known, whatever its lease says.
     assert found.sent - found.answers.keys() == {asks["lost"].step}
     assert found.owed == (("recorded", Decimal("0.25")),)
+    assert ledger.resent("j") == 0
+    store.write(Batch([lease("lost again", asks["lost"]), lease("lost thrice", asks["lost"])]))
+    assert (ledger.resent("j"), ledger.resent("jj")) == (2, 0)
     store.close()
     ledger.close()
 
