@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from agentcloud.tasks.sources import survey
 from agentcloud.tasks.spec import JobSpec, new_job_id
 from agentcloud.tasks.submission import Submissions, SubmittedJob
 
-#: A file of inputs, or the inputs themselves.
+#: A file or a dataset's folder, or the inputs themselves, one an item.
 Inputs: TypeAlias = str | os.PathLike[str] | Iterable[Any]
 Money: TypeAlias = Decimal | int | str
 
@@ -104,8 +104,9 @@ class Client:
 
         Args:
             agent: `path/to/file.py:name` or `module:name`.
-            inputs: a file, or the inputs themselves (JSON values).
-            output: results file; tasks already in it are not done again.
+            inputs: a file or a dataset's folder, or the inputs themselves: an iterable of JSON
+                values, which is written to a temporary file as it comes.
+            output: results file, or *.parquet; tasks already in it are not done again.
             budget_usd: cap over the job.
             task_budget_usd: cap over each task.
             **settings: further fields of `JobSpec`: concurrency, workers, attempts, ...
@@ -143,7 +144,8 @@ class Client:
 
         Args:
             agent: `path/to/file.py:name` below `working_dir`, or `module:name`.
-            inputs: a file, or the inputs themselves (JSON values).
+            inputs: a file or a dataset's folder, or the inputs themselves: an iterable of JSON
+                values, which is written to a temporary file as it comes.
             working_dir: the folder that is sent.
             budget_usd: cap over the job.
             task_budget_usd: cap over each task.
@@ -190,14 +192,27 @@ class Client:
     def _input_file(self, inputs: Inputs) -> Path:
         if isinstance(inputs, (str, os.PathLike)):
             return Path(inputs).absolute()
-        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="agentcloud-"))
-        path = Path(folder) / "inputs.jsonl"
+        if isinstance(inputs, (Mapping, bytes)):
+            kind = type(inputs).__name__
+            raise ConfigError(f"inputs are a file or an iterable, one input an item, no {kind}")
+        # As they come: a generator of ten million is never held.
+        folder = tempfile.TemporaryDirectory(prefix="agentcloud-")
+        path = Path(folder.name) / "inputs.jsonl"
         try:
             with path.open("w") as file:
-                file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in inputs)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"an input is no JSON value: {error}") from None
+                file.writelines(map(_json_line, inputs))
+        except BaseException:
+            folder.cleanup()
+            raise
+        self._stack.callback(folder.cleanup)
         return path
+
+
+def _json_line(entry: Any) -> str:
+    try:
+        return json.dumps(entry, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"an input is no JSON value: {error}") from None
 
 
 def _usd(amount: Money | None) -> Decimal | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -17,8 +18,8 @@ import sys
 from agentcloud.tasks.client import Client
 
 with Client(sys.argv[1]) as client:
-    tickets = [{"id": f"t{n}", "text": f"number {n}"} for n in range(12)]
-    job = client.run("agent.py:answers", tickets, output="out.jsonl", budget_usd="1")
+    tickets = ({"id": f"t{n}", "text": f"number {n}"} for n in range(12))
+    job = client.run("agent.py:answers", tickets, output="out.parquet", budget_usd="1")
     lines = list(job.results())
     record = job.wait()
 print(len(lines), {line["status"] for line in lines}, record.label, record.cost_usd > 0)
@@ -38,6 +39,7 @@ def test_a_job_from_python(head: Head, project: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "12 {'done'} done True"
+    assert os.listdir(project / "out.parquet") == ["part-00000.parquet"]
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:
