@@ -82,7 +82,7 @@ async def _attempt(
         recorder=recorder,
         attempts=attempts,
         budgets=budgets.states,
-        routing=Routing(kind=spec.kind),
+        routing=Routing(kind=spec.kind, priority=spec.priority),
         cascade=spec.cascade.to_cascade() if spec.cascade is not None else None,
     )
     output: Any = None

@@ -2,7 +2,7 @@
 
 Four cases decide what a worker gets next:
 
-1. the job is stopping: nothing;
+1. the job is stopping or paused: nothing;
 2. suspects (tasks whose worker died under them): first, but never two on one worker, so that a
    task which kills its worker takes no second innocent one down with it and each loss is told
    apart from bad company;
@@ -98,6 +98,7 @@ class Board:
         self._former = former or FormerRuns()
         self._ended: list[Ended] = []
         self._read_all = False
+        self.is_paused = False
         self.stop_reason: str | None = None
         self.stop_detail: str | None = None
         self.done = self._former.done
@@ -132,7 +133,7 @@ class Board:
     def take(self, worker: str, room: int) -> list[TaskInput]:
         """Hand at most `room` tasks to a worker."""
         handed: list[TaskInput] = []
-        if self.stop_reason is not None:
+        if self.stop_reason is not None or self.is_paused:
             return handed
         holds_suspect = any(r.worker == worker and r.lost for r in self._running.values())
         while len(handed) < room:

@@ -29,11 +29,15 @@ from agentcloud.tasks.cli_options import (
     InputOpt,
     JobArg,
     JsonOpt,
+    KeyOpt,
+    LabelOpt,
     OnUnknownOpt,
+    PriorityOpt,
     TaskBudgetOpt,
     TimeoutOpt,
     WorkersOpt,
     duration_option,
+    labels_option,
     say,
     usd_option,
 )
@@ -65,6 +69,9 @@ def submit_command(
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     on_unknown: OnUnknownOpt = OnUnknown.RESEND,
     cascade: CascadeOpt = None,
+    key: KeyOpt = None,
+    label: LabelOpt = None,
+    priority: PriorityOpt = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     output: Annotated[
         Path | None,
@@ -90,7 +97,7 @@ def submit_command(
             "needs --wait; without it fetch them later: agentcloud results JOB", where="--output"
         )
     spec = JobSpec(
-        job_id=new_job_id(),
+        job_id=new_job_id(key),
         agent=agent,
         input=input_file.absolute(),
         output=Path("results.jsonl"),
@@ -105,12 +112,17 @@ def submit_command(
         deadline_s=duration_option(deadline, "--deadline"),
         on_bad_input=on_bad_input,
         on_unknown=on_unknown,
+        priority=priority,
+        labels=labels_option(label),
         cascade=load_cascade(cascade) if cascade is not None else None,
     )
     survey(spec.input, on_bad=on_bad_input, source=spec.source)
     _check_agent_file(agent, working_dir)
     submissions = Submissions(address)
-    submissions.submit(spec, folder=working_dir.absolute())
+    if key is not None and submissions.knows(spec.job_id):
+        say(f"key {key!r} is job {spec.job_id}, submitted before")
+    else:
+        submissions.submit(spec, folder=working_dir.absolute())
     if wait:
         job = submissions.wait(spec.job_id)
         if output is not None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from agentcloud.cluster.errors import ConfigError
 from agentcloud.tasks.cli_options import (
     AddressOpt,
     BudgetOpt,
     FleetOpt,
+    GcsAddressOpt,
     JobArg,
     JsonOpt,
     say,
@@ -19,7 +23,7 @@ from agentcloud.tasks.cli_options import (
 )
 from agentcloud.tasks.cli_run import run_job
 from agentcloud.tasks.render import ledger_table, stdout_console
-from agentcloud.tasks.spec import OnUnknown
+from agentcloud.tasks.spec import JobRecord, OnUnknown
 
 
 def resume_command(
@@ -39,7 +43,7 @@ def resume_command(
     dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard too.")] = True,
     as_json: JsonOpt = False,
 ) -> None:
-    """Go on with a job of `agentcloud run` that was cut off, whatever cut it off.
+    """Go on with a job that was paused, or one of `agentcloud run` that was cut off by anything.
 
     What is recorded is used and not paid again. Calls that were under way stay charged; whether
     they are sent again is the job's --on-unknown. A --budget given here is over all runs together.
@@ -49,8 +53,12 @@ def resume_command(
 
         agentcloud resume j1a2b3c4d --budget 20usd --retry-failed
     """
-    from agentcloud.tasks.resume import find_job, is_complete, resumed_spec
+    from agentcloud.tasks.resume import find_job, is_complete, resumed_spec, set_paused
 
+    running = set_paused(job_id, False, address=address, missing_ok=True)
+    if running is not None:
+        _say_state(running, as_json)
+        return
     job = find_job(job_id, address=address, fleet=fleet or Path("fleet.yaml"))
     if is_complete(job) and not retry_failed:
         _complete(job.record, as_json)
@@ -70,6 +78,19 @@ def resume_command(
     )
 
 
+def pause_command(job_id: JobArg, address: GcsAddressOpt = None, as_json: JsonOpt = False) -> None:
+    """Start no more tasks of a running job; those that run go on. `agentcloud resume` goes on.
+
+    Example:
+        agentcloud pause j1a2b3c4d --address auto
+    """
+    from agentcloud.tasks.resume import set_paused
+
+    record = set_paused(job_id, True, address=address or "auto")
+    assert record is not None
+    _say_state(record, as_json)
+
+
 def jobs_command(
     fleet: FleetOpt = Path("fleet.yaml"), address: AddressOpt = None, as_json: JsonOpt = False
 ) -> None:
@@ -80,15 +101,87 @@ def jobs_command(
     """
     from agentcloud.tasks.resume import ask_anywhere
 
-    jobs = ask_anywhere(
-        address, fleet, lambda actor: actor.jobs.remote(), lambda ledger: ledger.jobs()
-    )
+    jobs = ask_anywhere(address, fleet, methodcaller("jobs"))
     if as_json:
         typer.echo(json.dumps([job.to_dict() for job in jobs]))
     elif jobs:
         stdout_console().print(ledger_table(jobs))
     else:
         say("no jobs yet")
+
+
+def replay_command(
+    job_id: JobArg,
+    task_id: Annotated[str, typer.Argument(help="The task: its input's id.")],
+    fleet: FleetOpt = Path("fleet.yaml"),
+    address: AddressOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run a task's agent again from its record: no call is made, nothing is paid.
+
+    Exit status: 0 it came to the same; 1 it did not, or a step is not on record. Examples:
+
+        agentcloud replay j1a2b3c4d ticket-17
+
+        agentcloud replay j1a2b3c4d ticket-17 --json
+    """
+    from agentcloud.cluster.config import load_fleet
+    from agentcloud.tasks.replay import find_task, replay
+    from agentcloud.tasks.resume import ask_anywhere
+
+    found = ask_anywhere(address, fleet, partial(find_task, job_id=job_id, task_id=task_id))
+    if isinstance(found, str):
+        raise ConfigError(found)
+    done = replay(found, load_fleet(fleet) if fleet.exists() else None)
+    if as_json:
+        typer.echo(json.dumps(done.to_dict()))
+    else:
+        typer.echo(done.error if done.error is not None else json.dumps(done.output, indent=2))
+        verdict = {True: "the same as recorded", False: "not what is recorded", None: "not ended"}
+        say(f"{done.steps} of {done.on_record} recorded steps used; {verdict[done.is_same]}")
+    raise typer.Exit(0 if done.is_same is not False else 1)
+
+
+def report_command(
+    job_id: JobArg,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file. (default: JOB.html)", dir_okay=False),
+    ] = None,
+    fleet: FleetOpt = Path("fleet.yaml"),
+    address: AddressOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write a job's report, running or ended: progress, latency, cost, errors, slowest tasks.
+
+    Example:
+        agentcloud report j1a2b3c4d -o report.html
+    """
+    from agentcloud.tasks.report import report_html
+    from agentcloud.tasks.report_data import report_data
+    from agentcloud.tasks.resume import ask_anywhere
+
+    data = ask_anywhere(address, fleet, partial(report_data, job_id=job_id))
+    if data is None:
+        raise ConfigError(f"no job {job_id!r} in the ledger; `agentcloud jobs` lists them")
+    path = output or Path(f"{job_id}.html")
+    beside = path.with_name(path.name + ".new")
+    try:
+        beside.write_text(report_html(data))
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write it ({error.strerror})", where=str(path)) from None
+    if as_json:
+        typer.echo(json.dumps({**data.job.to_dict(), "report": str(path)}))
+    else:
+        say(f"{data.done} done, {data.failed} failed: {path}")
+
+
+def _say_state(record: JobRecord, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(record.to_dict()))
+    else:
+        say(f"{record.job_id} is {record.label}: {record.done} of {record.total} done")
 
 
 def _complete(record: dict[str, object] | None, as_json: bool) -> None:

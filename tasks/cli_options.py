@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from agentcloud.cluster.errors import ConfigError
 from agentcloud.tasks.duration import parse_duration
 from agentcloud.tasks.money import parse_usd
 from agentcloud.tasks.spec import OnBadInput, OnUnknown
@@ -31,6 +32,21 @@ TaskBudgetOpt = Annotated[str | None, typer.Option(help="Cap over each task.", m
 BadInputOpt = Annotated[
     OnBadInput,
     typer.Option(help="A line that cannot be read stops the job before it starts, or is left out."),
+]
+KeyOpt = Annotated[
+    str | None,
+    typer.Option(
+        help="Your own name for this job: the same key is the same job, so a command that is "
+        "repeated goes on with it, or shows how it ended.",
+        metavar="KEY",
+    ),
+]
+LabelOpt = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="NAME=VALUE; may be repeated.", metavar="NAME=VALUE"),
+]
+PriorityOpt = Annotated[
+    int, typer.Option(help="Of its calls, beside other jobs': smaller is sooner.")
 ]
 OnUnknownOpt = Annotated[
     OnUnknown,
@@ -86,6 +102,21 @@ GcsAddressOpt = Annotated[
 FleetOpt = Annotated[
     Path, typer.Option("--fleet", "-f", help="The models to run on.", dir_okay=False)
 ]
+
+
+def labels_option(labels: list[str] | None) -> dict[str, str]:
+    """`NAME=VALUE` of each.
+
+    Raises:
+        ConfigError: one is not of that form.
+    """
+    found: dict[str, str] = {}
+    for label in labels or []:
+        name, equals, value = label.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{label!r} is not NAME=VALUE, e.g. team=search", where="--label")
+        found[name] = value
+    return found
 
 
 def usd_option(text: str | None, option: str) -> Decimal | None:

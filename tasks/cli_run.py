@@ -22,11 +22,15 @@ from agentcloud.tasks.cli_options import (
     FleetOpt,
     InputOpt,
     JsonOpt,
+    KeyOpt,
+    LabelOpt,
     OnUnknownOpt,
+    PriorityOpt,
     TaskBudgetOpt,
     TimeoutOpt,
     WorkersOpt,
     duration_option,
+    labels_option,
     say,
     usd_option,
 )
@@ -80,6 +84,9 @@ def run_command(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed tasks of the results file again.")
     ] = False,
+    key: KeyOpt = None,
+    label: LabelOpt = None,
+    priority: PriorityOpt = 0,
     dashboard: Annotated[bool, typer.Option(help="Run Ray's dashboard too.")] = True,
     as_json: JsonOpt = False,
 ) -> None:
@@ -97,9 +104,11 @@ def run_command(
         agentcloud run agent.py:main -i tickets.jsonl --deadline 6h
 
         agentcloud run examples/triage.py:triage -i tickets.jsonl --cascade cascade.json
+
+        agentcloud run agent.py:main -i tickets.jsonl --key nightly-2026-11-28   # safe to repeat
     """
     spec = JobSpec(
-        job_id=new_job_id(),
+        job_id=new_job_id(key),
         agent=agent,
         input=input_file.absolute(),
         output=(output or input_file.with_suffix(".results.jsonl")).absolute(),
@@ -115,6 +124,8 @@ def run_command(
         on_bad_input=on_bad_input,
         on_unknown=on_unknown,
         retry_failed=retry_failed,
+        priority=priority,
+        labels=labels_option(label),
         folder=Path.cwd(),
         cascade=load_cascade(cascade) if cascade is not None else None,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
-from agentcloud.cluster.errors import AgentCloudError, TaskError
+from agentcloud.cluster.errors import AgentCloudError, ConfigError, TaskError
 from agentcloud.tasks.results import open_results, read_results
 from agentcloud.tasks.sources import survey
 from agentcloud.tasks.spec import JobRecord, JobSpec
@@ -163,6 +163,30 @@ def start_job(
         ray.kill(actor)
         raise
     return Job(spec, actor)
+
+
+def find_supervisor(job_id: str) -> Any | None:
+    """The supervisor of a job that runs on this cluster; None: it does not."""
+    try:
+        return ray.get_actor(f"job:{job_id}", namespace=RAY_NAMESPACE)
+    except ValueError:
+        return None
+
+
+def pause_job(job_id: str, paused: bool) -> JobRecord:
+    """Start no more tasks of a job, or go on with it; tasks that run go on.
+
+    Raises:
+        ConfigError: it does not run on this cluster.
+    """
+    actor = find_supervisor(job_id)
+    if actor is None:
+        raise ConfigError(
+            f"job {job_id} does not run on this cluster; `agentcloud jobs` lists jobs, and "
+            f"`agentcloud resume` goes on with one that was cut off"
+        )
+    record: JobRecord = fetch(actor.pause.remote(paused))
+    return record
 
 
 def fetch(ref: Any, *, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import LeaseState
 from agentcloud.cluster.sql import open_database, writing
 from agentcloud.cluster.store_tables import BUDGETS, LEASES
@@ -96,6 +97,7 @@ class LedgerJob:
             "state": self.state,
             "run": self.epoch,
             "output": spec.get("output"),
+            "labels": spec.get("labels", {}),
             "created_unix_s": self.created_unix_s,
             "ended_unix_s": self.ended_unix_s,
             "spent_usd": format(self.spent_usd, "f"),
@@ -131,11 +133,15 @@ class Ledger:
     # -- jobs
 
     def begin(self, job_id: str, spec: str, origin: dict[str, Any]) -> int:
-        """Begin a run of a job; returns its epoch: 1 for the first."""
+        """Begin a run of a job; returns its epoch: 1 for the first.
+
+        Raises:
+            ConfigError: the job is another agent's: its key was used before.
+        """
         with writing(self._engine) as connection:
             found = connection.execute(
-                select(JOBS.c.epoch).where(JOBS.c.job_id == job_id).with_for_update()
-            ).scalar()
+                select(JOBS.c.epoch, JOBS.c.spec).where(JOBS.c.job_id == job_id).with_for_update()
+            ).first()
             if found is None:
                 row = {
                     "job_id": job_id,
@@ -148,11 +154,17 @@ class Ledger:
                 }
                 connection.execute(insert(JOBS), row)
                 return 1
+            before, now = (json.loads(text).get("agent") for text in (found.spec, spec))
+            if before != now:
+                raise ConfigError(
+                    f"job {job_id} runs {before}, and this is {now}; give it another --key"
+                )
             change = update(JOBS).where(JOBS.c.job_id == job_id)
+            epoch = int(found.epoch) + 1
             connection.execute(
-                change.values(epoch=found + 1, state="running", spec=spec, ended_unix_s=None)
+                change.values(epoch=epoch, state="running", spec=spec, ended_unix_s=None)
             )
-            return int(found) + 1
+            return epoch
 
     def end(
         self, job_id: str, epoch: int, state: str, record: dict[str, Any], spent_usd: str
@@ -253,6 +265,13 @@ class Ledger:
         if row is None or row.item is None:
             return None
         return StartRow(row.task_id, row.place, row.attempts, row.extra_used, row.item)
+
+    def line(self, job_id: str, task_id: str) -> str | None:
+        """A task's line of the results file; None: it has not ended."""
+        query = select(TASKS.c.line).where(TASKS.c.job_id == job_id, TASKS.c.task_id == task_id)
+        with self._engine.connect() as connection:
+            line: str | None = connection.execute(query).scalar()
+        return line
 
     def _page(self, job_id: str, after: str, state: ColumnElement[bool]) -> Sequence[Any]:
         query = select(TASKS).where(TASKS.c.job_id == job_id, TASKS.c.task_id > after, state)

@@ -6,8 +6,8 @@ What several workers put while a transaction is written goes into the next one t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
 
 import ray
 import structlog
@@ -25,6 +25,8 @@ from agentcloud.tasks.ledger_tables import EndRow, StartRow
 LEDGER_NAME: Final = "ledger"
 #: Calls that wait for the disk each take one of these.
 _MAX_CALLS: Final = 100_000
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -119,6 +121,10 @@ class LedgerService:
     async def job(self, job_id: str) -> LedgerJob | None:
         """As `Ledger.job`."""
         return await asyncio.to_thread(self._ledger.job, job_id)
+
+    async def read(self, ask: Callable[[Ledger], T]) -> T:
+        """Anything that reads; `ask` is a function of ours."""
+        return await asyncio.to_thread(ask, self._ledger)
 
     async def jobs(self) -> list[LedgerJob]:
         """As `Ledger.jobs`."""

@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
-from agentcloud.tasks.ledger import LedgerJob
 from agentcloud.tasks.money import show_usd
 from agentcloud.tasks.spec import EndpointTotals, JobRecord
+
+if TYPE_CHECKING:
+    from agentcloud.tasks.ledger import LedgerJob
 
 #: The rate is that of the last so many seconds.
 RATE_WINDOW_S = 10.0

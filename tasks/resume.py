@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from decimal import Decimal
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,23 +16,21 @@ from pydantic import ValidationError
 from agentcloud.cluster.config import load_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.lifecycle import connect_ray
+from agentcloud.tasks.jobs import find_supervisor, pause_job
 from agentcloud.tasks.ledger import Ledger, LedgerJob
 from agentcloud.tasks.ledger_client import find_ledger
-from agentcloud.tasks.spec import JobSpec, JobState, OnUnknown
+from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnUnknown
 
 T = TypeVar("T")
 
 
-def ask_anywhere(
-    address: str | None, fleet: Path, ask: Callable[[Any], Any], read: Callable[[Ledger], T]
-) -> T:
+def ask_anywhere(address: str | None, fleet: Path, read: Callable[[Ledger], T]) -> T:
     """Ask the ledger of a running cluster, or read that of this machine.
 
     Args:
         address: a cluster; None: RAY_ADDRESS, else this machine's own.
         fleet: for the latter: its `store:` is where jobs of this machine are kept.
-        ask: asks the actor.
-        read: the same of the database.
+        read: what to read; runs where the ledger is.
 
     Raises:
         ConfigError: neither is there.
@@ -39,7 +38,7 @@ def ask_anywhere(
     if address or os.environ.get("RAY_ADDRESS"):
         connect_ray(address)
         try:
-            answer: T = ray.get(ask(find_ledger()), timeout=60)
+            answer: T = ray.get(find_ledger().read.remote(read), timeout=60)
             return answer
         finally:
             ray.shutdown()
@@ -53,9 +52,7 @@ def find_job(job_id: str, *, address: str | None, fleet: Path) -> LedgerJob:
     Raises:
         ConfigError: there is no such job.
     """
-    job = ask_anywhere(
-        address, fleet, lambda actor: actor.job.remote(job_id), lambda ledger: ledger.job(job_id)
-    )
+    job: LedgerJob | None = ask_anywhere(address, fleet, methodcaller("job", job_id))
     if job is None:
         raise ConfigError(
             f"no job {job_id!r} in the ledger of {address or fleet}; `agentcloud jobs` lists them"
@@ -102,3 +99,28 @@ def resumed_spec(
 def is_complete(job: LedgerJob) -> bool:
     """Whether nothing of a job is left to do, failed tasks aside."""
     return job.state == JobState.DONE.value
+
+
+def set_paused(
+    job_id: str, paused: bool, *, address: str | None, missing_ok: bool = False
+) -> JobRecord | None:
+    """Pause a running job, or go on with it.
+
+    Args:
+        job_id: the job.
+        paused: whether it is to start no more tasks.
+        address: the cluster; None: RAY_ADDRESS, and without it no cluster is looked for.
+        missing_ok: None is returned where the job does not run there.
+
+    Raises:
+        ConfigError: it does not run there.
+    """
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        return None
+    connect_ray(address)
+    try:
+        if missing_ok and find_supervisor(job_id) is None:
+            return None
+        return pause_job(job_id, paused)
+    finally:
+        ray.shutdown()

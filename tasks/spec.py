@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -39,6 +40,7 @@ class JobState(StrEnum):
 
     PENDING = "pending"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     DONE = "done"
     STOPPED = "stopped"
@@ -61,12 +63,14 @@ class TaskState(StrEnum):
     DROPPED = "dropped"
 
 
+_ENDS: frozenset[JobState] = frozenset(
+    {JobState.DONE, JobState.STOPPED, JobState.CANCELLED, JobState.FAILED}
+)
 _JOB_CHANGES: dict[JobState, frozenset[JobState]] = {
     JobState.PENDING: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
-    JobState.RUNNING: frozenset(
-        {JobState.STOPPING, JobState.DONE, JobState.STOPPED, JobState.CANCELLED, JobState.FAILED}
-    ),
-    JobState.STOPPING: frozenset({JobState.STOPPED, JobState.CANCELLED, JobState.FAILED}),
+    JobState.RUNNING: _ENDS | {JobState.STOPPING, JobState.PAUSED},
+    JobState.PAUSED: _ENDS | {JobState.STOPPING, JobState.RUNNING},
+    JobState.STOPPING: _ENDS - {JobState.DONE},
     JobState.DONE: frozenset(),
     JobState.STOPPED: frozenset(),
     JobState.CANCELLED: frozenset(),
@@ -95,9 +99,16 @@ def check_job_change(old: JobState, new: JobState) -> None:
         raise TaskError(f"a job that is {old} cannot become {new}")
 
 
-def new_job_id() -> str:
-    """An id that is free for certain, short enough to type."""
-    return f"j{secrets.token_hex(4)}"
+def new_job_id(key: str | None = None) -> str:
+    """An id that is short enough to type.
+
+    Args:
+        key: names the job for its submitter: the same key gives the same id, and so the same job.
+            None: an id that is free for certain.
+    """
+    if key is None:
+        return f"j{secrets.token_hex(4)}"
+    return f"k{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
 
 
 class JobSpec(BaseModel):
@@ -123,6 +134,8 @@ class JobSpec(BaseModel):
             are told as their deadline. Tasks that wait for batches do not count as `concurrency`.
         on_unknown: what becomes of a paid call that was under way when its worker died.
         retry_failed: tasks that the results file shows as failed are done again.
+        priority: of its calls; smaller is sooner, 0 is normal.
+        labels: what its submitter calls it, for telling jobs apart.
         folder: the user's folder: put on the import path; None: the current one of the worker.
         pin_to_node: workers run beside the supervisor (their files are on that machine only).
         cascade: what `tier="auto"` is, and what asks use that name no tier; None: the fleet's
@@ -147,6 +160,8 @@ class JobSpec(BaseModel):
     deadline_s: PositiveFloat | None = None
     on_unknown: OnUnknown = OnUnknown.RESEND
     retry_failed: bool = False
+    priority: int = 0
+    labels: dict[str, str] = Field(default_factory=dict)
     folder: Path | None = None
     pin_to_node: bool = True
     cascade: CascadeSetting | None = None

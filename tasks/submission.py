@@ -151,6 +151,14 @@ class Submissions:
                 ) from None
         return spec.job_id
 
+    def knows(self, job_id: str) -> bool:
+        """Whether a job was submitted to this cluster."""
+        try:
+            self._details(job_id)
+        except ConfigError:
+            return False
+        return True
+
     def list(self) -> list[SubmittedJob]:
         """Our jobs, the newest first, without their records."""
         ours = [

@@ -183,11 +183,21 @@ class Supervisor:
         if self._state.is_final:
             return
         self._board.stop(_CANCELLED, reason)
-        if self._state is JobState.RUNNING:
+        if self._state is not JobState.STOPPING:
             self._move(JobState.STOPPING)
         calls = [worker.cancel.remote() for worker in self._workers.values()]
         with contextlib.suppress(ray.exceptions.RayError):
             await asyncio.gather(*calls)
+
+    async def pause(self, paused: bool) -> JobRecord:
+        """Start no more tasks, or go on; those that run go on."""
+        await self._started()
+        if self._board.stop_reason is None and not self._state.is_final:
+            self._board.is_paused = paused
+            state = JobState.PAUSED if paused else JobState.RUNNING
+            if state is not self._state:
+                self._move(state)
+        return self._record()
 
     async def wait(self) -> JobRecord:
         """Wait until the job has ended."""
@@ -225,7 +235,7 @@ class Supervisor:
             if now_s - self._told_s >= TELL_EVERY_S:
                 self._told_s = now_s
                 tell(self._spec.kind, self._facts.drain())
-            if self._board.stop_reason is not None and self._state is JobState.RUNNING:
+            if self._board.stop_reason is not None and self._state is not JobState.STOPPING:
                 self._move(JobState.STOPPING)
             if self._board.stop_reason in (_CANCELLED, _ERROR):
                 # Tasks that ignore their cancellation go with their worker.
