@@ -18,6 +18,7 @@ from agentcloud.tasks.cascade_file import load_cascade
 from agentcloud.tasks.cli_fleet import show_fleet
 from agentcloud.tasks.cli_options import (
     AddressOpt,
+    AfterOpt,
     AgentArg,
     AttemptsOpt,
     BadInputOpt,
@@ -72,6 +73,7 @@ def submit_command(
     key: KeyOpt = None,
     label: LabelOpt = None,
     priority: PriorityOpt = 0,
+    after: AfterOpt = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
     output: Annotated[
         Path | None,
@@ -115,6 +117,7 @@ def submit_command(
         priority=priority,
         labels=labels_option(label),
         cascade=load_cascade(cascade) if cascade is not None else None,
+        after=tuple(after or ()),
     )
     survey(spec.input, on_bad=on_bad_input, source=spec.source)
     _check_agent_file(agent, working_dir)

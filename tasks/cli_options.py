@@ -88,6 +88,14 @@ CascadeOpt = Annotated[
         dir_okay=False,
     ),
 ]
+AfterOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Start when this job has ended; not at all if it, or a task of it, failed. "
+        "Repeatable.",
+        metavar="JOB",
+    ),
+]
 AddressOpt = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ import typer
 
 from agentcloud.tasks.cascade_file import load_cascade
 from agentcloud.tasks.cli_options import (
+    AfterOpt,
     AgentArg,
     AttemptsOpt,
     BadInputOpt,
@@ -80,6 +81,7 @@ def run_command(
     deadline: DeadlineOpt = None,
     on_bad_input: BadInputOpt = OnBadInput.STOP,
     cascade: CascadeOpt = None,
+    after: AfterOpt = None,
     on_unknown: OnUnknownOpt = OnUnknown.RESEND,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed tasks of the results file again.")
@@ -106,6 +108,8 @@ def run_command(
         agentcloud run examples/triage.py:triage -i tickets.jsonl --cascade cascade.json
 
         agentcloud run agent.py:main -i tickets.jsonl --key nightly-2026-11-28   # safe to repeat
+
+        agentcloud run agent.py:second -i first.results.jsonl --after j1a2b3c4d
     """
     spec = JobSpec(
         job_id=new_job_id(key),
@@ -128,6 +132,7 @@ def run_command(
         labels=labels_option(label),
         folder=Path.cwd(),
         cascade=load_cascade(cascade) if cascade is not None else None,
+        after=tuple(after or ()),
     )
     run_job(spec, fleet=fleet, address=address, dashboard=dashboard, as_json=as_json)
 
@@ -140,6 +145,7 @@ def run_job(
     Raises:
         ConfigError: anything that a user can mend, before anything starts.
     """
+    from agentcloud.tasks.after import looking, wait_for_jobs
     from agentcloud.tasks.jobs import preflight, start_job
     from agentcloud.tasks.session import (
         cluster_for_run,
@@ -147,6 +153,10 @@ def run_job(
         terminate_as_interrupt,
     )
 
+    if spec.after:  # first: their results may be this one's input
+        check_agent(spec.agent, spec.folder)
+        with terminate_as_interrupt(), looking(address, fleet) as look:
+            wait_for_jobs(spec.after, look, on_wait=say)
     found = preflight(spec)
     check_agent(spec.agent, spec.folder)
     if found.nothing_to_do:

@@ -20,6 +20,7 @@ from typing import Any, Self, TypeAlias
 
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.lifecycle import RayInfo
+from agentcloud.tasks.after import looking, wait_for_jobs
 from agentcloud.tasks.jobs import Job, preflight, start_job
 from agentcloud.tasks.session import cluster_for_run
 from agentcloud.tasks.sources import survey
@@ -109,7 +110,8 @@ class Client:
             output: results file, or *.parquet; tasks already in it are not done again.
             budget_usd: cap over the job.
             task_budget_usd: cap over each task.
-            **settings: further fields of `JobSpec`: concurrency, workers, attempts, ...
+            **settings: further fields of `JobSpec`: concurrency, workers, attempts, ...; `after`
+                are ids of jobs that are waited for first.
 
         Raises:
             ConfigError: anything that a user can mend, before anything starts.
@@ -124,6 +126,9 @@ class Client:
             folder=Path.cwd(),
             **settings,
         )
+        if spec.after:  # first: their results may be this one's input
+            with looking(self._address, self._fleet) as look:
+                wait_for_jobs(spec.after, look, on_wait=self._on_progress)
         found = preflight(spec)
         self.connect()
         job = start_job(spec, total=found.total)

@@ -12,13 +12,15 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ray
 
-from agentcloud.cluster.errors import AgentCloudError, ConfigError
+from agentcloud.cluster.errors import AgentCloudError, ConfigError, TaskCancelled
 from agentcloud.cluster.lifecycle import connect_ray
 from agentcloud.cluster.logs import configure_logs
+from agentcloud.tasks.after import look_on_cluster, wait_for_jobs
 from agentcloud.tasks.jobs import Job, preflight, start_job
 from agentcloud.tasks.render import progress_line
 from agentcloud.tasks.spec import JobRecord, JobSpec, JobState
@@ -43,8 +45,10 @@ def main(argv: list[str]) -> int:
 def _run(spec: JobSpec) -> int:
     configure_logs(job=spec.job_id)
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     info = connect_ray()
+    # Now, for Ray has put its own in the place of any earlier one: that would kill the supervisor
+    # before it has told the ledger how the job ended.
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if info.session_dir is None:
         raise ConfigError("a job's driver must run on a node of its cluster")
     folder = info.session_dir / "logs" / JOBS_FOLDER / spec.job_id
@@ -52,6 +56,8 @@ def _run(spec: JobSpec) -> int:
     spec = spec.model_copy(
         update={"input": Path.cwd() / spec.input, "output": folder / RESULTS_FILE}
     )
+    if spec.after:
+        _wait_for_others(spec, folder / RECORD_FILE, stop)
     job = start_job(spec, total=preflight(spec).total, detached=True)
     try:
         record = _mirror(job, folder / RECORD_FILE, stop)
@@ -61,6 +67,25 @@ def _run(spec: JobSpec) -> int:
     if record.detail:
         print(f"{record.label}: {record.detail}", file=sys.stderr, flush=True)
     return 0 if record.state is JobState.DONE and record.failed == 0 else 1
+
+
+def _wait_for_others(spec: JobSpec, path: Path, stop: threading.Event) -> None:
+    record = JobRecord(spec.job_id, spec.agent, JobState.PENDING, str(spec.output), total=0)
+
+    def on_wait(line: str) -> None:
+        print(line, flush=True)
+        _keep(replace(record, detail=line), path)
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise TaskCancelled("cancelled before it began")
+
+    try:
+        wait_for_jobs(spec.after, look_on_cluster, on_wait=on_wait, sleep=sleep)
+    except AgentCloudError as error:
+        state = JobState.CANCELLED if isinstance(error, TaskCancelled) else JobState.FAILED
+        _keep(replace(record, state=state, reason="after", detail=str(error)), path)
+        raise
 
 
 def _mirror(job: Job, path: Path, stop: threading.Event) -> JobRecord:

@@ -140,6 +140,7 @@ class JobSpec(BaseModel):
         pin_to_node: workers run beside the supervisor (their files are on that machine only).
         cascade: what `tier="auto"` is, and what asks use that name no tier; None: the fleet's
             tiers for the former, the agent's tier for the latter.
+        after: jobs that must have ended well before this one starts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -165,6 +166,7 @@ class JobSpec(BaseModel):
     folder: Path | None = None
     pin_to_node: bool = True
     cascade: CascadeSetting | None = None
+    after: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -117,8 +117,11 @@ class Submissions:
         """Send a job with the user's folder and its input; returns its id.
 
         Raises:
-            ConfigError: the folder is too large, or the cluster refuses.
+            ConfigError: the folder is too large, the cluster refuses, or it has no such job as is
+                to be waited for.
         """
+        for job_id in spec.after:
+            self._details(job_id)
         with tempfile.TemporaryDirectory(prefix="agentcloud-") as scratch:
             package = Path(scratch) / "package.zip"
             inside = pack(folder, spec.input, package)

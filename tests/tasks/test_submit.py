@@ -83,6 +83,16 @@ def test_cancel_stops_paid_calls_and_keeps_what_is_done(
     twice = head.cli("cancel", job_id, *there, cwd=project)
     assert f"{job_id} is cancelled already" in twice.err
 
+    # What was to run after it does not, and says so.
+    after = head.cli(
+        *("run", "agent.py:no_calls", "-i", "inputs.jsonl", "-o", "never.jsonl"),
+        *("--after", job_id, "--address", head.gcs),
+        cwd=project,
+    )
+    assert after.status == 1
+    assert f"not started: it was to run after job {job_id}, and it was cancelled" in after.err
+    assert not (project / "never.jsonl").exists()
+
 
 def test_a_job_that_cannot_begin_says_why(head: Head, project: Path, write_inputs: Write) -> None:
     write_inputs({"text": "x"})
