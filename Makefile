@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test check format bench bench-peers clean
+.PHONY: help setup demo test check format bench faults bench-peers clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ bench: $(STAMP)  ## the benchmarks, side by side, ratios printed
 	@missed=""; for each in $(BENCHES); do \
 	  $(BIN)/python -m bench.$$each || missed="$$missed $$each"; done; \
 	  [ -z "$$missed" ] || { echo "bench: a bound was missed, or it failed:$$missed" >&2; exit 1; }
+
+faults: $(STAMP)  ## kill every part of a job, 10 rounds each; writes docs/faults.md (an hour)
+	$(BIN)/python -m bench.faults
 
 bench-peers: $(STAMP)  ## an environment of their own for Ray Serve LLM and LiteLLM
 	PYTHON="$(PYTHON)" bash scripts/setup_peers.sh

@@ -40,7 +40,7 @@ async def three(ctx: Context, item: dict) -> str:
     second = await ctx.ask(f"two {item['id']} {first}")
     return await ctx.ask(f"three {item['id']} {second}")
 """
-CALLS_A_TASK: Final = 3
+CONCURRENCY: Final = 32
 #: Titles of the processes, as Ray sets them.
 TITLES: Final = {
     "worker": "ray::Worker",
@@ -99,14 +99,41 @@ class Verdict:
         return {k: str(v) if isinstance(v, Decimal) else v for k, v in told.items()}
 
 
-@dataclass
 class World:
     """A cluster, its sandbox, and the folder of a user."""
 
-    head: Head
-    sandbox: SandboxProcess
-    folder: Path
-    faults: Path
+    def __init__(
+        self, stack: contextlib.ExitStack, sandbox: SandboxProcess, folder: Path, faults: Path
+    ) -> None:
+        self._stack = stack
+        self.sandbox = sandbox
+        self.folder = folder
+        self.faults = faults
+        self.start_ray()
+
+    def start_ray(self) -> None:
+        """`ray start`, then `agentcloud up`: the machine is there (again)."""
+        started = ray_head(AGENTCLOUD_FAULT_POINTS=str(self.faults))
+        self.head: Head = self._stack.enter_context(started)
+        up = self.head.cli("up", "--address", self.head.gcs, cwd=self.folder)
+        if up.status != 0:
+            raise RuntimeError(up.err)
+
+    def kill_ray(self) -> None:
+        """SIGKILL all of Ray at once, with the command that follows the job."""
+        ours = self._processes()
+        for process in ours:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(ours, timeout=10)
+
+    def _processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("AGENTCLOUD_FAULT_POINTS") == str(self.faults):
+                    found.append(process)
+        return found
 
     @contextlib.contextmanager
     def job(
@@ -126,10 +153,9 @@ class World:
     def pids(self, kind: str) -> list[int]:
         """Processes of a kind that belong to this cluster."""
         found = []
-        for process in psutil.process_iter():
+        for process in self._processes():
             with contextlib.suppress(psutil.Error, IndexError):
-                ours = process.environ().get("AGENTCLOUD_FAULT_POINTS") == str(self.faults)
-                if ours and process.cmdline()[0].startswith(TITLES[kind]):
+                if process.cmdline()[0].startswith(TITLES[kind]):
                     found.append(process.pid)
         return found
 
@@ -166,7 +192,8 @@ class RunningJob:
         more = [part for key, value in options.items() for part in (f"--{key}", value)]
         self._process = self._start(
             "run", "agent.py:three", "--input", f"{name}.jsonl", "--output", str(self._output),
-            "--budget", f"${budget_usd}", "--workers", "2", "--concurrency", "32", *more,
+            "--budget", f"${budget_usd}", "--workers", "2",
+            "--concurrency", str(CONCURRENCY), *more,
         )  # fmt: skip
 
     def _start(self, *args: str) -> subprocess.Popen[str]:
@@ -208,17 +235,27 @@ class RunningJob:
         self._process.kill()
         self._process.communicate()
 
-    def recovered(self, timeout_s: float = 120.0) -> float:
-        """Wait for tasks to end that had not ended yet; seconds from now."""
-        began_s, before = time.monotonic(), self.lines()
-        self.until(min(self.tasks, before + 33), timeout_s)
-        self._recover_s = time.monotonic() - began_s
-        return self._recover_s
+    def recovered(self, *, since_s: float, timeout_s: float = 120.0) -> None:
+        """Wait until more tasks have ended than may have been under way at the fault.
+
+        Args:
+            since_s: clock time of the fault.
+            timeout_s: the longest to wait.
+        """
+        self.until(min(self.tasks, self.lines() + CONCURRENCY), timeout_s)
+        self._recover_s = time.monotonic() - since_s
+
+    @property
+    def job_id(self) -> str:
+        """Its id, as the command said it."""
+        (job_id,) = set(re.findall(r"agentcloud resume (\w+)", self._said.read_text()))
+        return str(job_id)
 
     def resume(self) -> None:
         """As a user does after the command died."""
-        (job_id,) = set(re.findall(r"agentcloud resume (j\w+)", self._said.read_text()))
-        self._process = self._start("resume", job_id)
+        self._process.kill()
+        self._process.communicate()
+        self._process = self._start("resume", self.job_id)
 
     def verdict(self, timeout_s: float = 300.0) -> Verdict:
         """Wait for its end, and compare what it says with what there is."""
@@ -248,21 +285,23 @@ class RunningJob:
 
 
 @contextlib.contextmanager
-def job_world(folder: Path, *, ttft_s: float = 0.05) -> Iterator[World]:
-    """A cluster by `ray start` with a fleet by `agentcloud up`: one hosted model, the sandbox."""
+def job_world(folder: Path, *, ttft_s: float = 0.05, store: str | None = None) -> Iterator[World]:
+    """A cluster by `ray start` with a fleet by `agentcloud up`: one hosted model, the sandbox.
+
+    Args:
+        folder: of the user; empty.
+        ttft_s: how long the sandbox takes for an answer.
+        store: URL of the ledger's database and the scheduler's; None: SQLite in the folder.
+    """
     faults = folder / "armed"
     faults.mkdir()
     (folder / "agent.py").write_text(AGENT)
     config = SandboxConfig(latency={"*": Latency(ttft_s=ttft_s)}, keep_calls=1_000_000)
-    with SandboxProcess(config) as sandbox:
+    with SandboxProcess(config) as sandbox, contextlib.ExitStack() as stack:
         fleet = {
             "accounts": {"sandbox": {"base_url": sandbox.url, "api_key_env": "SANDBOX_KEY"}},
             "hosted": {MODEL: {"account": "sandbox", "tier": "large"}},
-            "store": f"sqlite:///{folder / 'store.db'}",
+            "store": store or f"sqlite:///{folder / 'store.db'}",
         }
         (folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
-        with ray_head(AGENTCLOUD_FAULT_POINTS=str(faults)) as head:
-            up = head.cli("up", "--address", head.gcs, cwd=folder)
-            if up.status != 0:
-                raise RuntimeError(up.err)
-            yield World(head, sandbox, folder, faults)
+        yield World(stack, sandbox, folder, faults)

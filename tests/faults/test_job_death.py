@@ -45,3 +45,17 @@ def test_the_command_is_killed_and_resumed_with_its_processes_dying_between_stat
     assert found.is_clean, found
     assert found.runs == 2
     assert not list(world.faults.iterdir()), "every point was reached"
+
+
+def test_a_paused_job_starts_no_task_and_goes_on_where_it_was(world: World) -> None:
+    with world.job("paused", 150) as job:
+        job.until(20)
+        paused = world.head.cli("pause", job.job_id, "--json", cwd=world.folder, address=True)
+        assert paused.json["state"] == "paused", paused.err
+        again = world.head.cli("pause", job.job_id, "--json", cwd=world.folder, address=True)
+        # What ran when it was paused has ended meanwhile, and nothing else was begun.
+        assert again.json["tasks"]["running"] == 0
+        assert again.json["tasks"]["done"] < 150
+        resumed = world.head.cli("resume", job.job_id, "--json", cwd=world.folder, address=True)
+        assert resumed.json["state"] == "running", resumed.err
+        assert job.verdict().is_clean

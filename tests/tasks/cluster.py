@@ -45,6 +45,7 @@ class Head:
     gcs: str
     dashboard: str
     env: dict[str, str]
+    folder: Path
 
     def cli(self, *args: str, cwd: Path, timeout_s: float = 120, address: bool = False) -> Outcome:
         """Run `agentcloud ...` as a user of this cluster does."""
@@ -129,7 +130,7 @@ def ray_head(
     )  # fmt: skip
     try:
         _wait_for_port(process, dashboard)
-        head = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env)
+        head = Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", env, folder)
         if wait:
             _wait_until_it_answers(head, folder)
         yield head

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def test_a_job_that_is_not_there(head: Head, project: Path, command: tuple[str, 
 def test_a_wrong_token_is_one_clear_error(head: Head, project: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("0" * 64)
-    stranger = Head(head.gcs, head.dashboard, head.env | {"RAY_AUTH_TOKEN_PATH": str(token)})
+    stranger = replace(head, env=head.env | {"RAY_AUTH_TOKEN_PATH": str(token)})
     for address in (head.dashboard, head.gcs):
         ended = stranger.cli("list", "--address", address, cwd=project)
         assert ended.status == 2
