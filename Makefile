@@ -5,7 +5,7 @@ EXTRA  ?= cpu
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(EXTRA)
-BENCHES := scheduler scheduler_actor dispatch hosted local simulate affinity alarms
+BENCHES := scheduler scheduler_actor dispatch hosted local simulate affinity alarms ledger
 
 export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1

@@ -122,8 +122,8 @@ def submit_command(
     survey(spec.input, on_bad=on_bad_input, source=spec.source)
     _check_agent_file(agent, working_dir)
     submissions = Submissions(address)
-    if key is not None and submissions.knows(spec.job_id):
-        say(f"key {key!r} is job {spec.job_id}, submitted before")
+    if key is not None and not submissions.clear_for(spec.job_id):
+        say(f"key {key!r} is job {spec.job_id}, which was submitted before")
     else:
         submissions.submit(spec, folder=working_dir.absolute())
     if wait:

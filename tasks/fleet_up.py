@@ -28,7 +28,7 @@ def up(
             running, and what ran before runs on.
     """
     was_up = lifecycle.is_up()
-    start_ledger(config)  # first: what is wrong with it costs no start of an engine
+    start_ledger(config.store)  # first: what is wrong with it costs no start of an engine
     try:
         return lifecycle.up(config, where=where, on_progress=on_progress)
     except BaseException:

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 import ray
 import structlog
 
-from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fault_points import reached
@@ -139,10 +138,13 @@ def _set(future: asyncio.Future[None]) -> None:
 LedgerActor = ray.remote(LedgerService)
 
 
-def start_ledger(config: FleetConfig) -> Any:
+def start_ledger(store: str | None) -> Any:
     """Start the cluster's ledger, detached and restarted by Ray; or find the running one.
 
     It stays on the head's machine, where its file is, also after a restart.
+
+    Args:
+        store: fleet.yaml's `store:`.
 
     Raises:
         ConfigError: its database cannot be used.
@@ -156,7 +158,7 @@ def start_ledger(config: FleetConfig) -> Any:
         max_concurrency=_MAX_CALLS,
         num_cpus=0,
         resources=head_resources(),
-    ).remote(config.store)
+    ).remote(store)
     try:
         ray.get(actor.ping.remote(), timeout=60)
     except ray.exceptions.RayTaskError as error:

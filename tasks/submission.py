@@ -154,12 +154,18 @@ class Submissions:
                 ) from None
         return spec.job_id
 
-    def knows(self, job_id: str) -> bool:
-        """Whether a job was submitted to this cluster."""
+    def clear_for(self, job_id: str) -> bool:
+        """Make room for a job that may have been submitted before; False: it runs, or is done.
+
+        One that was cut off or cancelled is forgotten by Ray, and goes on from the ledger.
+        """
         try:
-            self._details(job_id)
+            details = self._details(job_id)
         except ConfigError:
+            return True
+        if details.status in {JobStatus.PENDING, JobStatus.RUNNING, JobStatus.SUCCEEDED}:
             return False
+        self._client.delete_job(job_id)
         return True
 
     def list(self) -> list[SubmittedJob]:
