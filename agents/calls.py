@@ -102,13 +102,19 @@ class Calls:
         Returns:
             The answer as JSON gives it back.
         """
+        return await self.record_as(kind, name, content, lambda _step: make())
+
+    async def record_as(
+        self, kind: str, name: str, content: Any, make: Callable[[str | None], Awaitable[Any]]
+    ) -> Any:
+        """As `record`, for what must know the step's id; None where nothing is recorded."""
         if self._recorder is None:
-            return await make()
+            return await make(None)
         async with self._step(kind, content, name) as step:
             assert step is not None
             if step.recorded is not None:
                 return from_json(step.recorded)
-            answer = to_json(await make())
+            answer = to_json(await make(step.id))
         await self._recorder.done(step, answer)
         return from_json(answer)
 

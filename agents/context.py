@@ -13,6 +13,7 @@ import structlog
 from anthropic.types import Message
 from pydantic import BaseModel
 
+from agentcloud.agents.approval import Approval, approval
 from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.calls import Calls, RoutedSender
 from agentcloud.agents.cascade import AUTO, Cascade
@@ -343,6 +344,22 @@ class Context:
             AgentError: it has no name, or what it takes or returns is no JSON.
         """
         return await run_step(self._calls, function, args, kwargs, name)
+
+    async def approve(self, question: str, *, details: Any = None) -> Approval:
+        """Let a person decide; until then the task is parked and holds no worker.
+
+        The task ends here and is started again when there is an answer: what it has asked and done
+        by then is recorded and not repeated. `agentcloud approvals JOB` lists what is asked,
+        `agentcloud approve JOB TASK` answers.
+
+        Args:
+            question: what is asked, for a person to read.
+            details: what they should see to decide, JSON-able.
+
+        Raises:
+            AgentError: `details` is no JSON, or the agent runs outside of a job.
+        """
+        return await approval(self._calls, question, details)
 
     async def remaining_usd(self) -> Decimal | None:
         """Money left for this task: the least over its budgets, reservations taken off.

@@ -309,3 +309,16 @@ class RunReplaced(TaskError):
 
 class StepMismatch(TaskError):
     """A recorded step does not match what the program asks for now."""
+
+
+class Parked(BaseException):
+    """A task waits for a person: its attempt ends, and another begins once there is an answer.
+
+    No `Exception`, so that an agent's own error handling lets it pass.
+    """
+
+    def __init__(self, step: str, question: str, details: object) -> None:
+        super().__init__(step, question, details)
+        self.step = step
+        self.question = question
+        self.details = details

@@ -20,6 +20,7 @@ from agentcloud.cluster.errors import (
     BackendError,
     BudgetExceeded,
     InvalidRequest,
+    Parked,
     Refused,
     Unusable,
 )
@@ -28,7 +29,7 @@ from agentcloud.cluster.logs import bound_ids
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.ledger_client import LedgerPort
 from agentcloud.tasks.recorder import TaskRecorder
-from agentcloud.tasks.spec import JobSpec, TaskEnd, TaskInput, TaskResult
+from agentcloud.tasks.spec import Asked, JobSpec, TaskEnd, TaskInput, TaskResult
 
 log = structlog.get_logger()
 
@@ -88,14 +89,18 @@ async def _attempt(
     output: Any = None
     error: str | None = None
     kind: str | None = None
+    asked: Asked | None = None
     try:
         async with asyncio.timeout(spec.task_timeout_s) as limit:
-            if task.attempt > 1 or task.was_lost:
+            if task.attempt > 1 or task.was_lost or task.was_parked:
                 await recorder.recall(was_lost=task.was_lost)
             if spec.task_budget_usd is not None:
                 await budgets.open(path, spec.task_budget_usd)
             output = json_output(await run_agent(agent, context, task.item))
         end = TaskEnd.DONE
+    except Parked as parked:
+        end, error, kind = TaskEnd.PARKED, parked.question, "Parked"
+        asked = Asked(task.id, parked.step, parked.question, parked.details)
     except asyncio.CancelledError:
         end, error, kind = TaskEnd.CANCELLED, "cancelled", "TaskCancelled"
     except Exception as raised:
@@ -116,11 +121,14 @@ async def _attempt(
         extra_used=attempts.used,
         reused=recorder.reused,
         resent=recorder.resent,
+        asked=asked,
     )
 
 
 def _is_last(result: TaskResult, spec: JobSpec, task: TaskInput) -> bool:
     # As the board will decide.
+    if result.end is TaskEnd.PARKED:
+        return False
     return (
         result.end is not TaskEnd.PASSING
         or task.attempt >= spec.attempts

@@ -1,13 +1,14 @@
 """The tasks of one job: what to hand out next, and what each outcome means. Pure, no I/O.
 
-Four cases decide what a worker gets next:
+Five cases decide what a worker gets next:
 
 1. the job is stopping or paused: nothing;
 2. suspects (tasks whose worker died under them): first, but never two on one worker, so that a
    task which kills its worker takes no second innocent one down with it and each loss is told
    apart from bad company;
-3. fresh inputs, read only as workers have room;
-4. tasks that met a passing failure: last, so that the trouble has time to pass.
+3. tasks whose question a person has answered;
+4. fresh inputs, read only as workers have room;
+5. tasks that met a passing failure: last, so that the trouble has time to pass.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agentcloud.tasks.results import result_line
 from agentcloud.tasks.sources import BadInput, Input
 from agentcloud.tasks.spec import (
     EXTRA_ATTEMPTS,
+    Asked,
     TaskEnd,
     TaskInput,
     TaskRecord,
@@ -95,6 +97,8 @@ class Board:
         self._running: dict[str, TaskRecord] = {}
         self._suspects: deque[TaskRecord] = deque()
         self._again: deque[TaskRecord] = deque()
+        self._answered: deque[TaskRecord] = deque()
+        self._parked: dict[str, tuple[TaskRecord, Asked]] = {}
         self._former = former or FormerRuns()
         self._ended: list[Ended] = []
         self._read_all = False
@@ -127,7 +131,7 @@ class Board:
         if self._running:
             return False
         return self.stop_reason is not None or (
-            self._read_all and not self._suspects and not self._again
+            self._read_all and not (self._suspects or self._again or self._answered or self._parked)
         )
 
     def take(self, worker: str, room: int) -> list[TaskInput]:
@@ -140,6 +144,8 @@ class Board:
             if self._suspects and not holds_suspect:
                 record = self._suspects.popleft()
                 holds_suspect = True
+            elif self._answered:
+                record = self._answered.popleft()
             elif (fresh := self._next_input()) is not None:
                 record = fresh
             elif self._again:
@@ -164,12 +170,14 @@ class Board:
             self._facts.attempted(record.id, fresh)
             self.reused += result.reused
             self.resent += result.resent
-            # Five ends: done; failed for good; a passing failure, with or without attempts left;
-            # the budget is used up; cancelled.
+            # Six ends: done; failed for good; a person is asked; a passing failure, with or
+            # without attempts left; the budget is used up; cancelled.
             if result.end is TaskEnd.DONE:
                 self._end(record, result, TaskState.DONE)
             elif result.end is TaskEnd.FAILED:
                 self._end(record, result, TaskState.FAILED)
+            elif result.end is TaskEnd.PARKED and result.asked is not None:
+                self._park(record, result.asked)
             elif result.end is TaskEnd.PASSING:
                 self._retry_or_fail(record, result, self._again)
             elif result.end is TaskEnd.BUDGET:
@@ -204,6 +212,29 @@ class Board:
             )
             self._retry_or_fail(record, result, self._suspects)
         return len(held)
+
+    @property
+    def parked(self) -> list[Asked]:
+        """What persons are asked, the longest waiting first."""
+        return [asked for _, asked in self._parked.values()]
+
+    def answered(self, task_id: str) -> bool:
+        """A parked task has its answer: it goes on; False: no such task is parked."""
+        found = self._parked.pop(task_id, None)
+        if found is None:
+            return False
+        self._answered.append(found[0])
+        return True
+
+    def _park(self, record: TaskRecord, asked: Asked) -> None:
+        if self.stop_reason is not None:
+            self._drop(record)
+            return
+        record.move(TaskState.WAITING)
+        record.worker = None
+        record.attempts -= 1  # it goes on, it is not tried again
+        record.parked += 1
+        self._parked[record.id] = record, asked
 
     def stop(self, reason: str, detail: str | None = None) -> None:
         """Hand out nothing more; the first reason stays."""

@@ -52,6 +52,8 @@ def _options(
 app.command("run")(cli_run.run_command)
 app.command("resume")(cli_ledger.resume_command)
 app.command("pause")(cli_ledger.pause_command)
+app.command("approvals")(cli_ledger.approvals_command)
+app.command("approve")(cli_ledger.approve_command)
 app.command("replay")(cli_ledger.replay_command)
 app.command("report")(cli_ledger.report_command)
 app.command("jobs")(cli_ledger.jobs_command)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+from dataclasses import asdict
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -22,7 +24,7 @@ from agentcloud.tasks.cli_options import (
     usd_option,
 )
 from agentcloud.tasks.cli_run import run_job
-from agentcloud.tasks.render import ledger_table, stdout_console
+from agentcloud.tasks.render import approvals_table, ledger_table, stdout_console
 from agentcloud.tasks.spec import JobRecord, OnUnknown
 
 
@@ -53,9 +55,9 @@ def resume_command(
 
         agentcloud resume j1a2b3c4d --budget 20usd --retry-failed
     """
-    from agentcloud.tasks.resume import find_job, is_complete, resumed_spec, set_paused
+    from agentcloud.tasks.resume import find_job, is_complete, resumed_spec, unpaused
 
-    running = set_paused(job_id, False, address=address, missing_ok=True)
+    running = unpaused(job_id, address=address)
     if running is not None:
         _say_state(running, as_json)
         return
@@ -84,11 +86,58 @@ def pause_command(job_id: JobArg, address: GcsAddressOpt = None, as_json: JsonOp
     Example:
         agentcloud pause j1a2b3c4d --address auto
     """
-    from agentcloud.tasks.resume import set_paused
+    from agentcloud.tasks.jobs import ask_supervisor
 
-    record = set_paused(job_id, True, address=address or "auto")
-    assert record is not None
-    _say_state(record, as_json)
+    _say_state(ask_supervisor(job_id, address, lambda actor: actor.pause.remote(True)), as_json)
+
+
+def approvals_command(
+    job_id: JobArg, address: GcsAddressOpt = None, as_json: JsonOpt = False
+) -> None:
+    """List what the tasks of a running job ask a person (`ctx.approve`).
+
+    Example:
+        agentcloud approvals j1a2b3c4d
+    """
+    from agentcloud.tasks.jobs import ask_supervisor
+
+    asked = ask_supervisor(job_id, address, lambda actor: actor.parked.remote())
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in asked]))
+    elif asked:
+        stdout_console().print(approvals_table(asked))
+    else:
+        say("nothing is asked")
+
+
+def approve_command(
+    job_id: JobArg,
+    task_id: Annotated[str, typer.Argument(help="The task that asks.")],
+    deny: Annotated[bool, typer.Option("--deny", help="Say no.")] = False,
+    comment: Annotated[str, typer.Option(help="What the agent is told with it.")] = "",
+    address: GcsAddressOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Answer what a task asks; it goes on where it was.
+
+    Examples:
+        agentcloud approve j1a2b3c4d refund-17
+
+        agentcloud approve j1a2b3c4d refund-18 --deny --comment "over the limit"
+    """
+    from agentcloud.agents.approval import APPROVAL, Approval
+    from agentcloud.tasks.jobs import ask_supervisor
+
+    answer = APPROVAL.dump_json(Approval(not deny, comment, getpass.getuser()))
+    if not ask_supervisor(job_id, address, lambda actor: actor.answer.remote(task_id, answer)):
+        raise ConfigError(
+            f"task {task_id!r} of job {job_id} asks nothing; `agentcloud approvals {job_id}` lists "
+            f"what is asked"
+        )
+    if as_json:
+        typer.echo(json.dumps({"job_id": job_id, "task_id": task_id, "approved": not deny}))
+    else:
+        say(f"{task_id}: {'denied' if deny else 'approved'}")
 
 
 def jobs_command(

@@ -12,9 +12,9 @@ from agentcloud.tasks.board import Begun, Ended, FormerRuns
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.ledger import PAGE
 from agentcloud.tasks.ledger_client import LedgerClient, ask_ledger
-from agentcloud.tasks.ledger_tables import EndRow, StartRow
+from agentcloud.tasks.ledger_tables import EndRow, StartRow, StepRow
 from agentcloud.tasks.results import Results
-from agentcloud.tasks.spec import JobRecord, JobSpec, TaskInput, TaskState
+from agentcloud.tasks.spec import Asked, JobRecord, JobSpec, TaskInput, TaskState
 from agentcloud.tasks.tally import Tally
 
 #: Lines that are put into the results file at once.
@@ -77,6 +77,11 @@ class JobLedger:
             await self._client.put(
                 starts=[_start(each) for each in started], ends=[*map(_end, ended)]
             )
+
+    async def answer(self, asked: Asked, answer: bytes) -> None:
+        """Record what a person answered, as the step that the task finds when it goes on."""
+        row = StepRow(asked.step, asked.task_id, "approval", "approve", None, None, answer)
+        await self._client.put(steps=(row,))
 
     async def resent(self) -> int:
         """Paid calls that all runs have sent again: what the store knows, whatever died."""

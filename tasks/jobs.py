@@ -12,6 +12,7 @@ import ray
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import AgentCloudError, ConfigError, TaskError
+from agentcloud.cluster.ray_session import connect_ray
 from agentcloud.tasks.results import open_results, read_results
 from agentcloud.tasks.sources import survey
 from agentcloud.tasks.spec import JobRecord, JobSpec
@@ -173,20 +174,28 @@ def find_supervisor(job_id: str) -> Any | None:
         return None
 
 
-def pause_job(job_id: str, paused: bool) -> JobRecord:
-    """Start no more tasks of a job, or go on with it; tasks that run go on.
+def ask_supervisor(job_id: str, address: str | None, ask: Callable[[Any], Any]) -> Any:
+    """Ask the supervisor of a job that runs on a cluster.
+
+    Args:
+        job_id: the job.
+        address: of the cluster; None: RAY_ADDRESS, else the one on this machine.
+        ask: asks the actor.
 
     Raises:
-        ConfigError: it does not run on this cluster.
+        ConfigError: the job does not run there.
     """
-    actor = find_supervisor(job_id)
-    if actor is None:
-        raise ConfigError(
-            f"job {job_id} does not run on this cluster; `agentcloud jobs` lists jobs, and "
-            f"`agentcloud resume` goes on with one that was cut off"
-        )
-    record: JobRecord = fetch(actor.pause.remote(paused))
-    return record
+    connect_ray(address)
+    try:
+        actor = find_supervisor(job_id)
+        if actor is None:
+            raise ConfigError(
+                f"job {job_id} does not run on this cluster; `agentcloud jobs` lists jobs, and "
+                f"`agentcloud resume` goes on with one that was cut off"
+            )
+        return fetch(ask(actor))
+    finally:
+        ray.shutdown()
 
 
 def fetch(ref: Any, *, timeout_s: float = CONTROL_TIMEOUT_S) -> Any:

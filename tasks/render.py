@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
@@ -20,6 +22,7 @@ from agentcloud.tasks.spec import EndpointTotals, JobRecord
 
 if TYPE_CHECKING:
     from agentcloud.tasks.ledger import LedgerJob
+    from agentcloud.tasks.spec import Asked
 
 #: The rate is that of the last so many seconds.
 RATE_WINDOW_S = 10.0
@@ -271,4 +274,15 @@ def ledger_table(jobs: Sequence[LedgerJob]) -> Table:
             str(job.epoch),
             datetime.fromtimestamp(job.created_unix_s).strftime("%Y-%m-%d %H:%M:%S"),
         )
+    return table
+
+
+def approvals_table(asked: Sequence[Asked]) -> Table:
+    """What tasks ask persons, one a row."""
+    table = Table()
+    for heading in ("task", "question", "details"):
+        table.add_column(heading, overflow="fold")
+    for each in asked:
+        details = "" if each.details is None else json.dumps(each.details, ensure_ascii=False)
+        table.add_row(escape(each.task_id), escape(each.question), escape(details))
     return table

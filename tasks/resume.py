@@ -8,7 +8,7 @@ from contextlib import closing
 from decimal import Decimal
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from agentcloud.cluster.config import load_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.lifecycle import connect_ray
-from agentcloud.tasks.jobs import find_supervisor, pause_job
+from agentcloud.tasks.jobs import fetch, find_supervisor
 from agentcloud.tasks.ledger import Ledger, LedgerJob
 from agentcloud.tasks.ledger_client import find_ledger
 from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnUnknown
@@ -101,26 +101,21 @@ def is_complete(job: LedgerJob) -> bool:
     return job.state == JobState.DONE.value
 
 
-def set_paused(
-    job_id: str, paused: bool, *, address: str | None, missing_ok: bool = False
-) -> JobRecord | None:
-    """Pause a running job, or go on with it.
+def unpaused(job_id: str, *, address: str | None) -> JobRecord | None:
+    """Go on with a job that runs, paused or not.
 
     Args:
         job_id: the job.
-        paused: whether it is to start no more tasks.
         address: the cluster; None: RAY_ADDRESS, and without it no cluster is looked for.
-        missing_ok: None is returned where the job does not run there.
 
-    Raises:
-        ConfigError: it does not run there.
+    Returns:
+        The job; None: it does not run there.
     """
     if not (address or os.environ.get("RAY_ADDRESS")):
         return None
     connect_ray(address)
     try:
-        if missing_ok and find_supervisor(job_id) is None:
-            return None
-        return pause_job(job_id, paused)
+        actor = find_supervisor(job_id)
+        return None if actor is None else cast(JobRecord, fetch(actor.pause.remote(False)))
     finally:
         ray.shutdown()

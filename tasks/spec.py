@@ -79,7 +79,7 @@ _JOB_CHANGES: dict[JobState, frozenset[JobState]] = {
 
 _TASK_CHANGES: dict[TaskState, frozenset[TaskState]] = {
     TaskState.WAITING: frozenset({TaskState.RUNNING, TaskState.DROPPED}),
-    # Back to waiting: its worker died, or a passing error left it attempts.
+    # Back to waiting: its worker died, a passing error left it attempts, or a person is asked.
     TaskState.RUNNING: frozenset(
         {TaskState.DONE, TaskState.FAILED, TaskState.WAITING, TaskState.DROPPED}
     ),
@@ -191,6 +191,7 @@ class TaskInput:
         attempt: 1 for the first start.
         extra_used: extra attempts that earlier starts used, this restart included.
         was_lost: an earlier start ended with its worker: what it asked may be paid and unanswered.
+        was_parked: an earlier start ended by asking a person.
     """
 
     id: str
@@ -199,6 +200,7 @@ class TaskInput:
     attempt: int = 1
     extra_used: int = 0
     was_lost: bool = False
+    was_parked: bool = False
 
 
 @dataclass(slots=True)
@@ -216,6 +218,7 @@ class TaskRecord:
     lost: int = 0
     extra_used: int = 0
     worker: str | None = None
+    parked: int = 0
     counted: set[str] = field(default_factory=set)
 
     def move(self, new: TaskState) -> None:
@@ -234,7 +237,13 @@ class TaskRecord:
         self.attempts += 1
         self.worker = worker
         return TaskInput(
-            self.id, self.index, self.item, self.attempts, self.extra_used, self.lost > 0
+            self.id,
+            self.index,
+            self.item,
+            self.attempts,
+            self.extra_used,
+            self.lost > 0,
+            self.parked > 0,
         )
 
 
@@ -248,6 +257,18 @@ class TaskEnd(StrEnum):
     #: The job's (or the fleet's) budget is used up: the job stops.
     BUDGET = "budget"
     CANCELLED = "cancelled"
+    #: It waits for a person.
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a parked task asks a person; the answer is recorded under `step`."""
+
+    task_id: str
+    step: str
+    question: str
+    details: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +285,7 @@ class TaskResult:
         extra_used: extra attempts that the task has used so far, earlier starts included.
         reused: steps whose recorded answers were used.
         resent: paid calls sent again because the answer of the first was lost with its worker.
+        asked: what a person is asked; only for `parked`.
     """
 
     id: str
@@ -277,6 +299,7 @@ class TaskResult:
     extra_used: int = 0
     reused: int = 0
     resent: int = 0
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +341,7 @@ class JobRecord:
         unknown_cost_calls: calls whose cost is not known: they stay charged at their reservation.
         reused_steps: steps whose recorded answers were used in place of calls.
         resent_calls: paid calls sent again because the answer of the first was lost at a crash.
+        parked: tasks that wait for a person (`agentcloud approvals`).
         run: 1, and one more each time that the job was gone on with.
         elapsed_s: since this run started, until its end.
     """
@@ -336,6 +360,7 @@ class JobRecord:
     workers_lost: int = 0
     reused_steps: int = 0
     resent_calls: int = 0
+    parked: int = 0
     run: int = 1
     cost_usd: Decimal = Decimal(0)
     unknown_cost_calls: int = 0
@@ -367,6 +392,7 @@ class JobRecord:
                 "done": self.done,
                 "failed": self.failed,
                 "running": self.running,
+                "parked": self.parked,
                 "already_done": self.already_done,
                 "bad_inputs": self.bad_inputs,
                 "not_done": self.not_done,

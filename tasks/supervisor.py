@@ -31,6 +31,7 @@ from agentcloud.tasks.job_ledger import JobLedger, begin_run
 from agentcloud.tasks.results import Results, open_results
 from agentcloud.tasks.sources import read_inputs
 from agentcloud.tasks.spec import (
+    Asked,
     JobRecord,
     JobSpec,
     JobState,
@@ -198,6 +199,26 @@ class Supervisor:
             if state is not self._state:
                 self._move(state)
         return self._record()
+
+    async def parked(self) -> list[Asked]:
+        """What tasks ask persons."""
+        await self._started()
+        return self._board.parked
+
+    async def answer(self, task_id: str, answer: bytes) -> bool:
+        """Record a person's answer and let its task go on; False: it asks nothing.
+
+        Args:
+            task_id: the task.
+            answer: the `Approval` as JSON.
+        """
+        await self._started()
+        assert self._ledger is not None
+        asked = next((each for each in self._board.parked if each.task_id == task_id), None)
+        if asked is None:
+            return False
+        await self._ledger.answer(asked, answer)
+        return self._board.answered(task_id)
 
     async def wait(self) -> JobRecord:
         """Wait until the job has ended."""
@@ -379,6 +400,7 @@ class Supervisor:
             workers_lost=self._workers_lost,
             reused_steps=board.reused,
             resent_calls=board.resent,
+            parked=len(board.parked),
             run=self._ledger.epoch if self._ledger is not None else 1,
             cost_usd=self._tally.cost_usd,
             unknown_cost_calls=self._tally.unknown_cost_calls,

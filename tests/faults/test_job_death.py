@@ -47,15 +47,25 @@ def test_the_command_is_killed_and_resumed_with_its_processes_dying_between_stat
     assert not list(world.faults.iterdir()), "every point was reached"
 
 
-def test_a_paused_job_starts_no_task_and_goes_on_where_it_was(world: World) -> None:
-    with world.job("paused", 150) as job:
-        job.until(20)
-        paused = world.head.cli("pause", job.job_id, "--json", cwd=world.folder, address=True)
-        assert paused.json["state"] == "paused", paused.err
-        again = world.head.cli("pause", job.job_id, "--json", cwd=world.folder, address=True)
-        # What ran when it was paused has ended meanwhile, and nothing else was begun.
-        assert again.json["tasks"]["running"] == 0
-        assert again.json["tasks"]["done"] < 150
-        resumed = world.head.cli("resume", job.job_id, "--json", cwd=world.folder, address=True)
-        assert resumed.json["state"] == "running", resumed.err
-        assert job.verdict().is_clean
+def test_a_task_waits_for_a_person_without_a_worker_and_goes_on_with_the_answer(
+    world: World,
+) -> None:
+    def cli(*args: str) -> Any:
+        ended = world.head.cli(*args, "--json", cwd=world.folder, address=True)
+        assert ended.status == 0, ended.err
+        return ended.json
+
+    with world.job("asks", 2, agent="asks", attempts="1") as job:
+        while len(asked := cli("approvals", job.job_id)) < 2:
+            pass
+        assert {each["question"] for each in asked} == {"Send it?"}
+        assert all("synthetic" in each["details"]["draft"] for each in asked)
+        job.kill("worker")  # who holds nothing: the question outlives it
+        cli("approve", job.job_id, "asks-0", "--comment", "fine")
+        cli("approve", job.job_id, "asks-1", "--deny")
+        found = job.verdict()
+        assert job.outputs() == {"asks-0": "True fine", "asks-1": "False "}
+    assert (found.paid_twice, found.reused) == (0, 4), "the draft and the answer, of each"
+    refused = world.head.cli("approve", job.job_id, "asks-0", cwd=world.folder, address=True)
+    assert refused.status == 2
+    assert "does not run on this cluster" in refused.err

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentcloud.agents.agent import Context
-from agentcloud.cluster.errors import AgentError, AnswerUnknown
+from agentcloud.agents.approval import APPROVAL, Approval
+from agentcloud.cluster.errors import AgentError, AnswerUnknown, Parked
 from agentcloud.tasks.ledger import Recalled
 from agentcloud.tasks.ledger_tables import ContentRow, StepRow
 from agentcloud.tasks.recorder import TaskRecorder
@@ -130,6 +131,28 @@ async def test_a_step_gives_the_type_that_it_promises_and_refuses_what_is_no_jso
         await ctx.step(lambda: 1)
     with pytest.raises(AgentError, match="which is no JSON"):
         await ctx.step(object, name="object")
+
+
+async def test_a_person_is_asked_once_and_the_answer_is_what_the_task_goes_on_with() -> None:
+    ledger = MemoryLedger()
+
+    async def task(client: ScriptedClient) -> Approval:
+        ctx = Context(client, recorder=await recorder(ledger))
+        await ctx.ask("draft")
+        try:
+            return await ctx.approve("Send it?", details={"to": "all"})
+        except Exception:
+            raise AssertionError("an agent's own handling must not take it") from None
+
+    with pytest.raises(Parked) as parked:
+        await task(ScriptedClient(message("a")))
+    assert (parked.value.question, parked.value.details) == ("Send it?", {"to": "all"})
+    answer = APPROVAL.dump_json(Approval(False, "no", "ann"))
+    row = StepRow(parked.value.step, "t", "approval", "approve", None, None, answer)
+    await ledger.put(steps=[row])
+    assert await task(ScriptedClient()) == Approval(False, "no", "ann")
+    with pytest.raises(AgentError, match="outside of a job"):
+        await Context(ScriptedClient()).approve("Anybody there?")
 
 
 async def test_a_conversation_of_n_turns_takes_n_messages() -> None:
