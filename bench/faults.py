@@ -11,17 +11,20 @@ results file, and the sandbox's own list of what it answered and billed. Figures
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sqlite3
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
+from tests import postgres
 from tests.faults.job_world import POINTS, RunningJob, Verdict, World, job_world
 
 OUT: Final = Path(__file__).parent / "out" / "faults.json"
@@ -31,6 +34,8 @@ TASKS: Final = 500
 STRIKES_AT: Final = 100
 #: A database is locked for so long: longer than whoever waits for it waits, seconds.
 LOCKED_S: Final = 12.0
+#: The disk is full for so long, seconds.
+FULL_S: Final = 5.0
 Fault = Callable[[World, RunningJob], None]
 
 
@@ -68,6 +73,21 @@ def lock(world: World, _job: RunningJob) -> None:
         time.sleep(LOCKED_S)
 
 
+def fill_disk(world: World, _job: RunningJob) -> None:
+    """Not one byte more fits where the databases are, for a while."""
+    filler = Path(world.store.removeprefix("sqlite:///")).with_name("filler")
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    time.sleep(FULL_S)
+    filler.unlink()
+
+
+def restart_postgres(world: World, _job: RunningJob) -> None:
+    """The database server crashes and starts again."""
+    postgres.restart(world.store)
+
+
 FAULTS: Final[dict[str, Fault]] = {
     "none": lambda _world, _job: None,
     **{kind: kill(kind) for kind in ("worker", "supervisor", "scheduler", "ledger")},
@@ -75,6 +95,27 @@ FAULTS: Final[dict[str, Fault]] = {
     "all-of-ray": kill_ray,
     **{point: at(point) for point in POINTS},
     "locked-database": lock,
+    "disk-full": fill_disk,
+    "postgres-restart": restart_postgres,
+}
+
+
+@contextlib.contextmanager
+def small_disk() -> Iterator[str]:
+    """URL of a database on a disk of its own, which a file can fill; it takes a mount."""
+    folder = tempfile.mkdtemp(prefix="agentcloud-disk-")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", folder], check=True)
+    try:
+        yield f"sqlite:///{folder}/store.db"
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+        Path(folder).rmdir()
+
+
+#: Faults that want databases of their own.
+STORES: Final[dict[str, Callable[[], AbstractContextManager[str]]]] = {
+    "disk-full": small_disk,
+    "postgres-restart": postgres.postgres,
 }
 
 
@@ -103,19 +144,30 @@ def canary(world: World, key: str) -> list[str]:
 def measure(names: Sequence[str], rounds: int, tasks: int) -> dict[str, Any]:
     """Run everything; figures by fault."""
     figures: dict[str, Any] = {}
-    folder = Path(tempfile.mkdtemp(prefix="agentcloud-faults-"))
-    try:
-        with job_world(folder) as world:
-            for name in names:
-                verdicts = []
-                for number in range(rounds):
-                    verdicts.append(one_round(world, name, number, tasks))
-                    print(f"{name} {number + 1}/{rounds}: {verdicts[-1]}", flush=True)
-                figures[name] = summary(verdicts)
-            figures["canary"] = canary(world, world.head.env["SANDBOX_KEY"])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return figures
+    leaks: list[str] = []
+    plain = [name for name in names if name not in STORES]
+    for group in [plain, *([name] for name in names if name in STORES)]:
+        if not group:
+            continue
+        folder = Path(tempfile.mkdtemp(prefix="agentcloud-faults-"))
+        own = STORES.get(group[0])
+        with own() if own else contextlib.nullcontext(None) as store:
+            try:
+                with job_world(folder, store=store) as world:
+                    for name in group:
+                        figures[name] = summary(_rounds(world, name, rounds, tasks))
+                    leaks += canary(world, world.head.env["SANDBOX_KEY"])
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    return figures | {"canary": leaks}
+
+
+def _rounds(world: World, name: str, rounds: int, tasks: int) -> list[Verdict]:
+    verdicts = []
+    for number in range(rounds):
+        verdicts.append(one_round(world, name, number, tasks))
+        print(f"{name} {number + 1}/{rounds}: {verdicts[-1]}", flush=True)
+    return verdicts
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:

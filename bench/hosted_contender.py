@@ -99,7 +99,44 @@ async def ours_unary(url: str) -> AsyncIterator[Send]:
         yield send
 
 
-CONTENDERS = {"bare": bare, "litellm": litellm, "ours": ours, "ours_unary": ours_unary}
+@asynccontextmanager
+async def ours_in_job(url: str) -> AsyncIterator[Send]:
+    """Ours as an agent's `ctx.ask` makes it in a job: every answer is in the ledger first."""
+    import tempfile
+    from pathlib import Path
+
+    from agentcloud.agents.agent import Context
+    from agentcloud.cluster.client import AsyncAgentCloud
+    from agentcloud.cluster.connect import connect
+    from agentcloud.tasks.ledger_actor import start_ledger
+    from agentcloud.tasks.ledger_client import LedgerClient, ask_ledger
+    from agentcloud.tasks.recorder import TaskRecorder
+    from agentcloud.tasks.spec import OnUnknown
+
+    with tempfile.TemporaryDirectory() as folder:
+        async with ours(url):
+            start_ledger(f"sqlite:///{Path(folder) / 'store.db'}")
+            spec = json.dumps({"agent": "bench"})
+            epoch = await ask_ledger(lambda ledger: ledger.begin.remote("j", spec, {}))
+            ledger = LedgerClient("j", epoch)
+            inference = await connect()
+            client = AsyncAgentCloud(inference)
+            # One task that asks the same again and again: every answer is another step.
+            recorder = TaskRecorder(ledger, "j", "t", OnUnknown.RESEND)
+            context = Context(client, recorder=recorder)
+            prompt = PARAMS["messages"][0]["content"]
+            settings = {"max_tokens": PARAMS["max_tokens"]}
+            yield lambda: context.ask(prompt, model=MODEL, **settings)
+            await inference.close()
+
+
+CONTENDERS = {
+    "bare": bare,
+    "litellm": litellm,
+    "ours": ours,
+    "ours_unary": ours_unary,
+    "ours_in_job": ours_in_job,
+}
 
 
 async def measure(send: Send, inflight: int, calls: int) -> dict[str, float]:

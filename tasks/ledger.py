@@ -36,6 +36,8 @@ from agentcloud.tasks.step_ids import task_prefix
 FILE: Final = "ledger.db"
 #: Tasks that are told at once.
 PAGE: Final = 2_000
+#: Errors that the same answers would bring about again.
+_BY_MODEL: Final = frozenset({"OutputInvalid", "Refused", "TurnLimit"})
 #: After a step's ids nothing begins with this letter.
 _PAST_HEX: Final = "g"
 
@@ -248,14 +250,26 @@ class Ledger:
         ]
 
     def forget_failed(self, job_id: str) -> int:
-        """Failed tasks are to be done again; how many."""
-        failed = TASKS.c.job_id == job_id, TASKS.c.state == TaskState.FAILED.value
-        change = update(TASKS).where(*failed)
-        with self._engine.begin() as connection:
-            again = connection.execute(
-                change.values(state=TaskState.WAITING.value, line=None, attempts=0, extra_used=0)
-            )
-            return int(again.rowcount)
+        """Failed tasks are to be done again; how many.
+
+        Their recorded answers are used again, as after a crash, but for those of tasks that failed
+        because of what a model answered: it is asked anew.
+        """
+        query = select(TASKS.c.task_id, TASKS.c.line).where(
+            TASKS.c.job_id == job_id, TASKS.c.state == TaskState.FAILED.value
+        )
+        with writing(self._engine) as connection:
+            failed = connection.execute(query).all()
+            for start in range(0, len(failed), PAGE):
+                rows = failed[start : start + PAGE]
+                anew = [row.task_id for row in rows if _failed_by_model(row.line)]
+                of_job = STEPS.c.job_id == job_id
+                connection.execute(delete(STEPS).where(of_job, STEPS.c.task_id.in_(anew)))
+                again = TASKS.c.task_id.in_([row.task_id for row in rows])
+                told = {"state": TaskState.RUNNING.value, "line": None, "attempts": 0}
+                change = update(TASKS).where(TASKS.c.job_id == job_id, again)
+                connection.execute(change.values(extra_used=0, **told))
+        return len(failed)
 
     def task(self, job_id: str, task_id: str) -> StartRow | None:
         """One task as it was started; None: it never was."""
@@ -362,6 +376,11 @@ class Ledger:
                     for row in put.ends
                 ],
             )
+
+
+def _failed_by_model(line: str | None) -> bool:
+    kind = json.loads(line).get("error_kind") if line else None
+    return kind in _BY_MODEL
 
 
 def _epochs(connection: Connection, job_ids: set[str]) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -41,8 +43,9 @@ class TaskRecorder:
         self._recalled = Recalled()
         #: Steps that are under way: kind, name and what is asked.
         self._open: dict[str, tuple[str, str, Asked]] = {}
-        #: Occurrence numbers that are taken, by what is asked.
-        self._taken: dict[str, set[int]] = {}
+        #: By what is asked: the next occurrence number, and those that failed steps have left.
+        self._next: Counter[str] = Counter()
+        self._left: dict[str, list[int]] = {}
         self.reused = 0
         self.resent = 0
 
@@ -65,8 +68,8 @@ class TaskRecorder:
             AnswerUnknown: it may have been paid for and answered before, under `fail`.
         """
         what = asked(kind, name, content)
-        taken = self._taken.setdefault(what.key, set())
-        number = next(n for n in range(len(taken) + 1) if n not in taken)
+        left = self._left.get(what.key)
+        number = left[0] if left else self._next[what.key]
         id_ = step_id(self._prefix, what.key, number)
         recorded = self._recalled.answers.get(id_)
         if recorded is not None:
@@ -81,7 +84,10 @@ class TaskRecorder:
             log.warning("a paid call whose answer was lost is sent again", model=name, step=id_)
         if recorded is None:
             self._open[id_] = kind, name, what
-        taken.add(number)
+        if left:
+            heapq.heappop(left)
+        else:
+            self._next[what.key] += 1
         return Step(id_, what.key, number, recorded)
 
     async def done(self, step: Step, answer: bytes, receipt: Receipt | None = None) -> None:
@@ -110,4 +116,4 @@ class TaskRecorder:
     def failed(self, step: Step) -> None:
         """As `StepRecorder.failed`."""
         self._open.pop(step.id, None)
-        self._taken[step.key].discard(step.occurrence)
+        heapq.heappush(self._left.setdefault(step.key, []), step.occurrence)

@@ -240,6 +240,8 @@ class Supervisor:
         except Exception as error:
             log.exception("the supervisor failed", job=self._spec.job_id)
             self._reason, self._detail = _ERROR, one_line(error)
+            with contextlib.suppress(AgentCloudError):  # the ledger may be what failed
+                await self._settle(JobState.FAILED)
             self._state = JobState.FAILED
         finally:
             if self._results is not None:

@@ -23,8 +23,7 @@ def postgres() -> Iterator[str]:
     """A server for as long as the block lasts; its URL as SQLAlchemy's."""
     assert BIN is not None
     folder = Path(tempfile.mkdtemp(prefix="agentcloud-pg-"))
-    # The server refuses to be root; Debian's package made a user for it.
-    account = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    account = _account()
     if account:
         shutil.chown(folder, "postgres")
     data = folder / "data"
@@ -53,6 +52,13 @@ def postgres() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def restart(server: str) -> None:
+    """End a server as a crash would, and start it again."""
+    data = Path(server.partition("host=")[2]) / "data"
+    assert BIN is not None
+    _run([*_account(), BIN / "pg_ctl", "-D", data, "-w", "-m", "immediate", "restart"])
+
+
 @contextmanager
 def empty_database(server: str) -> Iterator[str]:
     """A database of a test's own on a server; its URL."""
@@ -66,6 +72,11 @@ def empty_database(server: str) -> Iterator[str]:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
     finally:
         admin.dispose()
+
+
+def _account() -> list[str]:
+    # The server refuses to be root; Debian's package made a user for it.
+    return ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
 
 
 def _run(command: list[str | Path]) -> None:

@@ -110,9 +110,15 @@ class World:
     """A cluster, its sandbox, and the folder of a user."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, sandbox: SandboxProcess, folder: Path, faults: Path
+        self,
+        stack: contextlib.ExitStack,
+        sandbox: SandboxProcess,
+        folder: Path,
+        faults: Path,
+        store: str,
     ) -> None:
         self._stack = stack
+        self.store = store
         self.sandbox = sandbox
         self.folder = folder
         self.faults = faults
@@ -320,10 +326,11 @@ def job_world(folder: Path, *, ttft_s: float = 0.05, store: str | None = None) -
     (folder / "agent.py").write_text(AGENT)
     config = SandboxConfig(latency={"*": Latency(ttft_s=ttft_s)}, keep_calls=1_000_000)
     with SandboxProcess(config) as sandbox, contextlib.ExitStack() as stack:
+        store = store or f"sqlite:///{folder / 'store.db'}"
         fleet = {
             "accounts": {"sandbox": {"base_url": sandbox.url, "api_key_env": "SANDBOX_KEY"}},
             "hosted": {MODEL: {"account": "sandbox", "tier": "large"}},
-            "store": store or f"sqlite:///{folder / 'store.db'}",
+            "store": store,
         }
         (folder / "fleet.yaml").write_text(yaml.safe_dump(fleet))
-        yield World(stack, sandbox, folder, faults)
+        yield World(stack, sandbox, folder, faults, store)

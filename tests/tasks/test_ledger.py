@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -76,10 +77,28 @@ def test_tasks_page_by_page(ledger: Ledger) -> None:
     assert ledger.task("j", "t3") == starts[3]
     assert ledger.task("j", "t4") == starts[4]._replace(extra_used=2)
     assert ledger.task("j", "no") is None
-    again = [EndRow("t1", 1, "failed", 3, 5, "{}"), EndRow("t3", 3, "failed", 3, 5, "{}")]
-    ledger.write([Put("j", epoch, ends=again)])
+    ledger.close()
+
+
+def test_failed_tasks_are_done_again_on_their_record_unless_it_is_what_failed_them(
+    ledger: Ledger,
+) -> None:
+    epoch = ledger.begin("j", "{}", {})
+    kinds = {"bug": "ValueError", "model": "OutputInvalid"}
+    steps = [step_of(task, "hi") for task in kinds]
+    starts = [StartRow(task, 0, 3, 5, "{}") for task in [*kinds, "done"]]
+    ends = [
+        EndRow(task, 0, "failed", 3, 5, json.dumps({"error_kind": kind}))
+        for task, kind in kinds.items()
+    ]
+    ends.append(EndRow("done", 0, "done", 1, 0, "{}"))
+    ledger.write([Put("j", epoch, steps, starts=starts, ends=ends)])
     assert ledger.forget_failed("j") == 2
-    assert {"t1", "t3"}.isdisjoint(row.task_id for row in ledger.ended("j"))
+    assert [row.task_id for row in ledger.ended("j")] == ["done"]
+    begun = {row.task_id: (row.attempts, row.extra_used) for row in ledger.begun("j")}
+    assert begun == {"bug": (0, 0), "model": (0, 0)}
+    assert len(ledger.recall("j", "bug").answers) == 1
+    assert ledger.recall("j", "model").answers == {}
     ledger.close()
 
 

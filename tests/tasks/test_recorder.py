@@ -92,8 +92,9 @@ async def test_a_call_whose_answer_was_lost_is_sent_again_and_counted_or_refused
     refusing = Context(
         ScriptedClient(message("never")), recorder=await recorder(ledger, on_unknown=OnUnknown.FAIL)
     )
-    with pytest.raises(AnswerUnknown, match=r"its answer is lost.*--on-unknown resend"):
-        await refusing.ask("hi")
+    for _ in range(2):  # asking once more is no way around it
+        with pytest.raises(AnswerUnknown, match=r"its answer is lost.*--on-unknown resend"):
+            await refusing.ask("hi")
     # Where no worker died, every call was answered or failed: nothing is unknown.
     calm = await recorder(ledger, was_lost=False, on_unknown=OnUnknown.FAIL)
     assert await Context(ScriptedClient(message("b")), recorder=calm).ask("hi") == "b"
