@@ -27,7 +27,7 @@ demo: $(STAMP)  ## a job of 240 agent tasks through a local and a hosted model
 
 test: $(STAMP)  ## every test
 	@bash scripts/apt.sh
-	$(BIN)/python -m pytest
+	@VENV="$(VENV)" bash scripts/test.sh
 
 check: $(STAMP)  ## lint, format, strict types, import order
 	$(BIN)/ruff check .
