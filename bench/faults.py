@@ -34,6 +34,15 @@ TASKS: Final = 500
 STRIKES_AT: Final = 100
 #: A database is locked for so long: longer than whoever waits for it waits, seconds.
 LOCKED_S: Final = 12.0
+#: Calls that meet each fault of the sandbox.
+STORM: Final = {
+    "rate_limit": 40,
+    "overloaded": 40,
+    "stream_error": 20,
+    "cut_mid_stream": 20,
+    "cut_before_headers": 20,
+    "malformed_sse": 20,
+}
 #: The disk is full for so long, seconds.
 FULL_S: Final = 5.0
 Fault = Callable[[World, RunningJob], None]
@@ -83,6 +92,12 @@ def fill_disk(world: World, _job: RunningJob) -> None:
     filler.unlink()
 
 
+def storm(world: World, _job: RunningJob) -> None:
+    """Refusals, overload inside streams, cut connections and broken bodies, one after another."""
+    for kind, count in STORM.items():
+        world.go_wrong(kind, count)
+
+
 def restart_postgres(world: World, _job: RunningJob) -> None:
     """The database server crashes and starts again."""
     postgres.restart(world.store)
@@ -94,6 +109,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "driver": kill_driver,
     "all-of-ray": kill_ray,
     **{point: at(point) for point in POINTS},
+    "hosted-storm": storm,
     "locked-database": lock,
     "disk-full": fill_disk,
     "postgres-restart": restart_postgres,
@@ -121,7 +137,9 @@ STORES: Final[dict[str, Callable[[], AbstractContextManager[str]]]] = {
 
 def one_round(world: World, name: str, number: int, tasks: int) -> Verdict:
     """One job with one fault in its middle."""
-    with world.job(f"{name}-{number}", tasks) as job:
+    # A storm may strike one task many times over.
+    options = {"attempts": "10", "extra-attempts": "100"} if name == "hosted-storm" else {}
+    with world.job(f"{name}-{number}", tasks, **options) as job:
         job.until(STRIKES_AT)
         struck_s = time.monotonic()
         FAULTS[name](world, job)
@@ -205,8 +223,8 @@ def page(figures: dict[str, Any], tasks: int) -> str:
         "of what it answered and billed.",
         "",
         "*Paid twice* are calls that were under way when the fault struck: their answers are lost, "
-        "and they were sent again (`--on-unknown resend`). *Untold* are those of them that the job "
-        "does not say. *Uncharged* is what the sandbox billed beyond what the job's budget was "
+        "and they were sent again (`--on-unknown resend`; in the storm by the retries of a call). "
+        "*Untold* are those of them that the job does not say. *Uncharged* is what the sandbox billed beyond what the job's budget was "
         "charged. *Recovery* is from the fault to the next tasks' ends; for the driver and all of "
         "Ray it includes the new start. Points such as `after-grant` are places in the code where "
         "the next process that comes by is killed (cluster/fault_points.py), in the order of one "

@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import structlog
@@ -52,6 +51,15 @@ MAX_IDLE_DEATHS = 3
 #: Reasons why a job stops; `budget` comes from the board.
 _CANCELLED = "cancelled"
 _ERROR = "error"
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _once(method: _Method) -> _Method:
+    """Ray does not call it again where it lost the answer: what that handed out is nobody's."""
+    decorated: _Method = ray.method(max_task_retries=0)(method)
+    return decorated
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,6 @@ class Supervisor:
         self._working_since_s: float | None = None
         self._ended_s: float | None = None
         self._heard_s = time.monotonic()
-        self._spent_usd: Decimal | None = None
         self._over = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
         self._origin = origin or {}
@@ -155,6 +162,7 @@ class Supervisor:
             self._spawn()
         self._main = asyncio.create_task(self._run())
 
+    @_once
     async def exchange(self, worker: str, ended: list[TaskResult], room: int) -> Handout:
         """A worker brings outcomes and asks for at most `room` tasks."""
         if worker not in self._workers:

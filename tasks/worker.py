@@ -14,6 +14,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import ray
+import structlog
 
 from agentcloud.agents.agent import Agent, load_agent
 from agentcloud.cluster.batch_client import calls_waiting
@@ -23,6 +24,8 @@ from agentcloud.tasks.attempt import attempt_task
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.ledger_client import LedgerClient
 from agentcloud.tasks.spec import JobSpec, TaskResult
+
+log = structlog.get_logger()
 
 #: Outcomes that arrive so close together travel together, seconds.
 GATHER_S = 0.01
@@ -91,7 +94,14 @@ class Worker:
         """Bring outcomes, fetch tasks; returns whether the work is over."""
         ended, self._ended = self._ended, []
         room = 0 if self._cancelled else self._free()
-        handout = await self._supervisor.exchange.remote(self._name, ended, room)
+        try:
+            handout = await self._supervisor.exchange.remote(self._name, ended, room)
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayActorError as error:
+            # What was handed out is not known: what it runs is started again, by another worker.
+            log.warning("lost the supervisor, ending", why=type(error).__name__)
+            os._exit(1)
         for task in handout.tasks:
             self._start(attempt_task(agent, client, self._spec, task, budgets, self._ledger))
         return bool(handout.is_over) and not self._running and not self._ended

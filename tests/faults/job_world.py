@@ -71,7 +71,8 @@ class Verdict:
         duplicated: lines beyond one for each input.
         failed: lines that say so.
         paid_twice: answers that the sandbox billed beyond one for each request.
-        told: how many of them the job says it has sent again, or counts as unknown.
+        told: how many of them the job says: sent again after a crash (`resent_calls`), of unknown
+            cost, or a later send of a call that failed (`attempts`).
         over_usd: what the sandbox billed beyond the job's budget.
         uncharged_usd: what it billed beyond what the job was charged.
         recover_s: from the fault to the next line; None: nothing was broken.
@@ -175,6 +176,11 @@ class World:
     def arm(self, point: str) -> None:
         """The next process that reaches the point dies there."""
         (self.faults / point).touch()
+
+    def go_wrong(self, kind: str, count: int) -> None:
+        """The next calls at the sandbox meet a fault of its own."""
+        body = json.dumps({"kind": kind, "count": count}).encode()
+        urllib.request.urlopen(f"{self.sandbox.url}/sandbox/faults", data=body).close()
 
     def billed(self) -> tuple[int, Decimal]:
         """Answers beyond one for each request, and the money for all, as the sandbox has it."""
@@ -291,8 +297,9 @@ class RunningJob:
         if not out.strip():
             raise RuntimeError(f"no summary: {self._said.read_text()[-2000:]}")
         record = json.loads(out)
-        ids = [json.loads(line)["id"] for line in self._output.read_text().splitlines()]
-        status = [json.loads(line)["status"] for line in self._output.read_text().splitlines()]
+        lines = [json.loads(line) for line in self._output.read_text().splitlines()]
+        ids = [line["id"] for line in lines]
+        later = sum(call["attempts"] - 1 for line in lines for call in line["calls"])
         twice, usd = self.world.billed()
         listed = self.world.head.cli("jobs", "--json", cwd=self.world.folder, address=True).json
         (job,) = (each for each in listed if each["job_id"] == record["job_id"])
@@ -300,9 +307,9 @@ class RunningJob:
             tasks=self.tasks,
             lost=self.tasks - len(set(ids)),
             duplicated=len(ids) - len(set(ids)),
-            failed=status.count("failed"),
+            failed=sum(line["status"] == "failed" for line in lines),
             paid_twice=twice,
-            told=record["resent_calls"] + record["unknown_cost_calls"],
+            told=record["resent_calls"] + record["unknown_cost_calls"] + later,
             over_usd=max(Decimal(0), usd - self.budget_usd),
             uncharged_usd=max(Decimal(0), usd - Decimal(job["spent_usd"])),
             reused=record["reused_steps"],
