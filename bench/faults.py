@@ -224,11 +224,11 @@ def page(figures: dict[str, Any], tasks: int) -> str:
         "",
         "*Paid twice* are calls that were under way when the fault struck: their answers are lost, "
         "and they were sent again (`--on-unknown resend`; in the storm by the retries of a call). "
-        "*Untold* are those of them that the job does not say. *Uncharged* is what the sandbox billed beyond what the job's budget was "
-        "charged. *Recovery* is from the fault to the next tasks' ends; for the driver and all of "
-        "Ray it includes the new start. Points such as `after-grant` are places in the code where "
-        "the next process that comes by is killed (cluster/fault_points.py), in the order of one "
-        "call.",
+        "*Untold* are those of them that the job does not say. *Uncharged* is what the sandbox "
+        "billed beyond what the job's budget was charged. *Recovery* is from the fault to the next "
+        "tasks' ends; for the driver and all of Ray it includes the new start. Points such as "
+        "`after-grant` are places in the code where the next process that comes by is killed "
+        "(cluster/fault_points.py), in the order of one call.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
