@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
-# Every test, in two runs beside each other: most of the time is spent waiting, for engines and
-# clusters to start. Each has a Ray and replicas of its own.
+# Every test. Those with a real Ray or engine wait most of the time, for processes to start: what
+# needs neither runs beside them, behind them in the queue for the processor.
 set -uo pipefail
-PYTEST=("${VENV:-.venv}/bin/python" -m pytest "$@")
-# What a user does with whole clusters; the rest needs the engine.
-first=(tests/tasks tests/faults/test_job_death.py)
+pytest=("${VENV:-.venv}/bin/python" -m pytest "$@")
 log=$(mktemp)
 trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null' EXIT
 
-"${PYTEST[@]}" "${first[@]}" >"$log" 2>&1 &
-second_status=0
-"${PYTEST[@]}" tests --ignore=tests/tasks --ignore=tests/faults/test_job_death.py || second_status=$?
-first_status=0
-wait %1 || first_status=$?
+nice -n 10 "${pytest[@]}" -m "not ray and not engine" >"$log" 2>&1 &
+real=0
+"${pytest[@]}" -m "ray or engine" || real=$?
+pure=0
+wait %1 || pure=$?
 cat "$log"
-exit $((first_status ? first_status : second_status))
+exit $((real ? real : pure))
