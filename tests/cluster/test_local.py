@@ -235,8 +235,10 @@ async def test_cancelling_gives_the_call_s_kv_blocks_back(
     for task in going:
         task.cancel()
     await _until_running(replica, 1)
-    one = (await replica.actor.load.remote()).kv_used_fraction
-    assert 0 < one < all_of_them / 2
+    # The engine tells of its blocks with its next step, which a busy machine may delay.
+    async with asyncio.timeout(20):
+        while not 0 < (await replica.actor.load.remote()).kv_used_fraction < all_of_them / 2:
+            await asyncio.sleep(0.05)
     staying.cancel()
     await asyncio.gather(staying, *going, return_exceptions=True)
     await _until_running(replica, 0)
