@@ -48,6 +48,18 @@ settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
 
+#: Fixtures that start a real Ray or engine.
+_REAL = frozenset({"ray_cluster", "replica", "head"})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a real Ray: scripts/test.sh runs the rest beside it, without one."""
+    for item in items:
+        if _REAL.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("ray")
+
+
 def marked_processes(mark: str = _MARK, value: str | None = None) -> dict[int, str]:
     """Pid -> command line of every other process that carries a mark in its environment."""
     needle = f"{mark}={value or os.environ[mark]}".encode()

@@ -19,6 +19,8 @@ from tests.tasks.conftest import hosted_fleet
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SANDBOX_KEY", "never-used")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # This process may be on the Ray of other tests.
+    monkeypatch.setattr("agentcloud.tasks.after.ray.is_initialized", lambda: False)
     path = tmp_path / "fleet.yaml"
     path.write_text(
         yaml.safe_dump(hosted_fleet("http://127.0.0.1:9") | {"store": f"sqlite:///{tmp_path}/s.db"})
