@@ -54,10 +54,17 @@ _REAL = frozenset({"ray_cluster", "replica", "head"})
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a real Ray: scripts/test.sh runs the rest beside it, without one."""
+    """Mark what needs a real Ray, and what runs beside the rest (scripts/test.sh).
+
+    The latter is what needs no engine, and no Ray either or a cluster of its own.
+    """
     for item in items:
         if _REAL.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("ray")
+        marks = {mark.name for mark in item.iter_markers()}
+        has_own = "tests/tasks/" in item.nodeid or "test_job_death" in item.nodeid
+        if "engine" not in marks and ("ray" not in marks or has_own):
+            item.add_marker("beside")
 
 
 def marked_processes(mark: str = _MARK, value: str | None = None) -> dict[int, str]:

@@ -238,8 +238,7 @@ class RunningJob:
 
     def close(self) -> None:
         """End it, whatever it is doing."""
-        self._process.kill()
-        self._process.communicate()
+        self.kill_driver()
         self._said_file.close()
 
     def lines(self) -> int:
@@ -261,9 +260,11 @@ class RunningJob:
         os.kill(self.world.pids(kind)[0], signal.SIGKILL)
 
     def kill_driver(self) -> None:
-        """SIGKILL the command that follows the job."""
+        """SIGKILL the command that follows the job; safe to call twice."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def recovered(self, *, since_s: float, timeout_s: float = 120.0) -> None:
         """Wait until more tasks have ended than may have been under way at the fault.
@@ -287,8 +288,7 @@ class RunningJob:
 
     def resume(self) -> None:
         """As a user does after the command died."""
-        self._process.kill()
-        self._process.communicate()
+        self.kill_driver()
         self._process = self._start("resume", self.job_id)
 
     def verdict(self, timeout_s: float = 300.0) -> Verdict:
