@@ -11,10 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import (
     Connection,
     Delete,
@@ -190,6 +186,12 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _migrate(connection: Connection, where: str) -> None:
     """Bring the schema to this version, all of it or nothing; refuse a newer one."""
+    # Here, since it takes as long to import as half of Ray, in every process that knows a table.
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     scripts = ScriptDirectory(str(_MIGRATIONS))

@@ -6,7 +6,7 @@ pytest=("${VENV:-.venv}/bin/python" -m pytest "$@")
 log=$(mktemp)
 trap 'rm -f "$log"; kill $(jobs -p) 2>/dev/null' EXIT
 
-nice -n 10 "${pytest[@]}" -m beside >"$log" 2>&1 &
+nice -n 5 "${pytest[@]}" -m beside >"$log" 2>&1 &
 rest=0
 "${pytest[@]}" -m "not beside" || rest=$?
 beside=0

@@ -40,12 +40,6 @@ async def three(ctx: Context, item: dict) -> str:
     second = await ctx.ask(f"two {item['id']} {first}")
     return await ctx.ask(f"three {item['id']} {second}")
 
-
-@agent(tier="large", max_tokens=64)
-async def asks(ctx: Context, item: dict) -> str:
-    draft = await ctx.ask(f"draft {item['id']}")
-    decision = await ctx.approve("Send it?", details={"draft": draft})
-    return f"{decision.approved} {decision.comment}"
 """
 CONCURRENCY: Final = 32
 #: Titles of the processes, as Ray sets them.
@@ -151,14 +145,14 @@ class World:
 
     @contextlib.contextmanager
     def job(
-        self, name: str, tasks: int, *, agent: str = "three", budget: str = "1", **options: str
+        self, name: str, tasks: int, *, budget: str = "1", **options: str
     ) -> Iterator[RunningJob]:
         """Start `agentcloud run` on the cluster; the sandbox's list begins anew."""
         rows = "".join(json.dumps({"id": f"{name}-{n}"}) + "\n" for n in range(tasks))
         (self.folder / f"{name}.jsonl").write_text(rows)
         request = urllib.request.Request(f"{self.sandbox.url}/sandbox/reset", method="POST")
         urllib.request.urlopen(request).close()
-        job = RunningJob(self, name, agent, tasks, Decimal(budget), options)
+        job = RunningJob(self, name, tasks, Decimal(budget), options)
         try:
             yield job
         finally:
@@ -200,7 +194,6 @@ class RunningJob:
         self,
         world: World,
         name: str,
-        agent: str,
         tasks: int,
         budget_usd: Decimal,
         options: dict[str, str],
@@ -216,7 +209,7 @@ class RunningJob:
         self._recover_s: float | None = None
         more = [part for key, value in options.items() for part in (f"--{key}", value)]
         self._process = self._start(
-            "run", f"agent.py:{agent}", "--input", f"{name}.jsonl", "--output", str(self._output),
+            "run", "agent.py:three", "--input", f"{name}.jsonl", "--output", str(self._output),
             "--budget", f"${budget_usd}", "--workers", "2",
             "--concurrency", str(CONCURRENCY), *more,
         )  # fmt: skip
@@ -230,11 +223,6 @@ class RunningJob:
             stderr=self._said_file,
             text=True,
         )
-
-    def outputs(self) -> dict[str, Any]:
-        """What its tasks came to, by id."""
-        lines = map(json.loads, self._output.read_text().splitlines())
-        return {line["id"]: line.get("output") for line in lines}
 
     def close(self) -> None:
         """End it, whatever it is doing."""
