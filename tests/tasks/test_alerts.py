@@ -22,6 +22,7 @@ from agentcloud.cluster.sandbox.settings import Latency, SandboxConfig
 from agentcloud.cluster.scheduler_actor import start_scheduler
 from agentcloud.tasks.cli_metrics import metrics_targets, scrape
 from agentcloud.tasks.jobs import Job, preflight, start_job
+from agentcloud.tasks.ledger_actor import start_ledger
 from agentcloud.tasks.spec import JobSpec
 from tests.cluster.webhook_server import SECRET, Received, webhook_server
 from tests.conftest import wait_until
@@ -103,6 +104,7 @@ def watched(ray_cluster: None, tmp_path: Path) -> Iterator[Watched]:
             }
         )
         scheduler = start_scheduler(fleet_yaml)
+        ledger = start_ledger(f"sqlite:///{tmp_path / 'store.db'}")
         fleet = FleetActor.options(name=FLEET_NAME, namespace=RAY_NAMESPACE, num_cpus=0).remote(
             fleet_yaml, "fleet.yaml"
         )
@@ -126,7 +128,7 @@ def watched(ray_cluster: None, tmp_path: Path) -> Iterator[Watched]:
         finally:
             job.close()
             ray.get(fleet.stop.remote(), timeout=30)
-            for actor in (fleet, scheduler):
+            for actor in (fleet, scheduler, ledger):
                 ray.kill(actor)
 
 

@@ -32,6 +32,7 @@ from agentcloud.cluster.scheduler_actor import start_scheduler
 from agentcloud.tasks.cli_metrics import Sample, metrics_targets, scrape
 from agentcloud.tasks.grafana import PANELS, SERVICE_DISCOVERY, write_grafana
 from agentcloud.tasks.jobs import preflight, start_job
+from agentcloud.tasks.ledger_actor import start_ledger
 from agentcloud.tasks.spec import JobSpec
 from tests.conftest import RunningReplica, wait_until
 from tests.tasks.browser import CHROMIUM, browser
@@ -111,6 +112,7 @@ def busy(replica: RunningReplica, tmp_path_factory: pytest.TempPathFactory) -> I
         }
         models = {"tiny": {"path": str(replica.settings.model)}}
         scheduler = start_scheduler(parse_fleet(hosted | {"models": models}))
+        ledger = start_ledger(f"sqlite:///{folder / 'store.db'}")
         # The replica is the whole run's: this fleet keeps the hosted model alone.
         fleet = FleetActor.options(name=FLEET_NAME, namespace=RAY_NAMESPACE, num_cpus=0).remote(
             parse_fleet(hosted), "fleet.yaml"
@@ -139,7 +141,7 @@ def busy(replica: RunningReplica, tmp_path_factory: pytest.TempPathFactory) -> I
         finally:
             job.close()
             ray.get(fleet.stop.remote(), timeout=30)
-            for actor in (fleet, scheduler):
+            for actor in (fleet, scheduler, ledger):
                 ray.kill(actor)
 
 
@@ -158,7 +160,7 @@ def _log_lines(busy: Busy) -> Iterator[dict[str, Any]]:
 def test_log_lines_carry_the_ids_of_their_job_task_call_and_endpoint(busy: Busy) -> None:
     lines = list(_log_lines(busy))
     (failed, *_) = [line for line in lines if line["event"] == "send failed"]
-    assert failed["actor"] == f"worker:{JOB}:0"
+    assert failed["actor"] == f"worker:{JOB}:1.0"
     assert failed["job"] == JOB
     assert failed["task"] == "t1"
     assert failed["endpoint"] == HAIKU
@@ -166,7 +168,7 @@ def test_log_lines_carry_the_ids_of_their_job_task_call_and_endpoint(busy: Busy)
     assert (failed["kind"], failed["then"]) == ("overloaded_error", "is sent again")
     assert failed["level"] == "warning"
     (said, *_) = [line for line in lines if line["event"] == "round over"]
-    assert (said["job"], said["task"], said["actor"]) == (JOB, "t1", f"worker:{JOB}:0")
+    assert (said["job"], said["task"], said["actor"]) == (JOB, "t1", f"worker:{JOB}:1.0")
     assert any(line["event"] == "job state" and line["actor"] == f"job:{JOB}" for line in lines)
 
 
@@ -292,7 +294,7 @@ async def test_ray_s_dashboard_shows_our_names(
         await page.press("submit")
         await page.wait_for("Recent jobs", without=dialog)
         await page.open(f"{busy.dashboard}/#/actors")
-        names = ("scheduler", "fleet", replica.name, f"worker:{JOB}:0", f"job:{JOB}")
+        names = ("scheduler", "fleet", replica.name, f"worker:{JOB}:1.0", f"job:{JOB}")
         await page.wait_for(*names, "ALIVE", without=dialog)
         await page.screenshot(SCREENSHOTS / "ray_actors.png")
         await page.open(f"{busy.dashboard}/#/jobs")
