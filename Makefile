@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test check format bench faults bench-peers clean
+.PHONY: help setup demo test test-all check format bench faults bench-peers clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,9 +25,13 @@ $(STAMP): pyproject.toml constraints.txt constraints-gpu.txt overrides.txt scrip
 demo: $(STAMP)  ## a job of 240 agent tasks through a local and a hosted model
 	@$(BIN)/agentcloud demo
 
-test: $(STAMP)  ## every test
+test: $(STAMP)  ## the tests, as CI runs them
 	@bash scripts/apt.sh
 	@VENV="$(VENV)" bash scripts/test.sh
+
+test-all: $(STAMP)  ## the tests that take minutes each, too
+	@bash scripts/apt.sh
+	@ALL=1 VENV="$(VENV)" bash scripts/test.sh
 
 check: $(STAMP)  ## lint, format, strict types, import order
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ def test_it_answers_from_both_models_and_leaves_nothing(tmp_path: Path) -> None:
     assert len({json.loads(line)["id"] for line in lines}) == TASKS
 
 
+@pytest.mark.slow
 def test_interrupted_it_keeps_what_is_done_and_leaves_nothing(tmp_path: Path) -> None:
     demo, mark = start(tmp_path, "--tasks", "2000", "--no-dashboard")
 

@@ -202,6 +202,7 @@ def test_run_takes_a_cascade_for_asks_that_name_no_tier(
 @pytest.mark.engine
 @pytest.mark.ray
 @pytest.mark.timeout(420)
+@pytest.mark.slow
 def test_a_curve_of_the_demo_s_triage(tmp_path: Path) -> None:
     """The embedded model on the real engine below a hosted tier that answers at random."""
     shutil.copy(EXAMPLES / "triage.py", tmp_path)
