@@ -159,7 +159,8 @@ def _engine(url: str | None, file: str) -> Engine:
         if name == "sqlite" and parsed.database and file != "store.db":
             given = Path(parsed.database)
             parsed = parsed.set(database=str(given.with_name(f"{given.stem}-{file}")))
-        engine = create_engine(parsed)
+        # A server that was restarted has closed every connection of the pool.
+        engine = create_engine(parsed, pool_pre_ping=name == "postgresql")
         if name == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     if engine.dialect.name == "sqlite":

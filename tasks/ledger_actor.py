@@ -6,18 +6,22 @@ What several workers put while a transaction is written goes into the next one t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 import ray
 import structlog
+from sqlalchemy.exc import OperationalError
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fault_points import reached
-from agentcloud.cluster.group_writer import GroupWriter
+from agentcloud.cluster.group_writer import RETRY_S, GroupWriter
 from agentcloud.cluster.logs import configure_logs
+from agentcloud.cluster.patience import PATIENCE_S
 from agentcloud.cluster.ray_session import head_resources
+from agentcloud.cluster.sql import cause
 from agentcloud.tasks.ledger import Ledger, LedgerJob, Put, Recalled
 from agentcloud.tasks.ledger_tables import EndRow, StartRow
 
@@ -62,13 +66,13 @@ class LedgerService:
 
     async def begin(self, job_id: str, spec: str, origin: dict[str, Any]) -> int:
         """As `Ledger.begin`."""
-        return await asyncio.to_thread(self._ledger.begin, job_id, spec, origin)
+        return await _patiently(self._ledger.begin, job_id, spec, origin)
 
     async def end(
         self, job_id: str, epoch: int, state: str, record: dict[str, Any], spent_usd: str
     ) -> None:
         """As `Ledger.end`."""
-        await asyncio.to_thread(self._ledger.end, job_id, epoch, state, record, spent_usd)
+        await _patiently(self._ledger.end, job_id, epoch, state, record, spent_usd)
 
     async def write(self, put: Put) -> bool:
         """Write; it is on the disk when this returns. False: a later run of the job has begun."""
@@ -88,7 +92,7 @@ class LedgerService:
 
     async def recall(self, job_id: str, task_id: str) -> Recalled:
         """As `Ledger.recall`; the scheduler is told what was never settled."""
-        recalled = await asyncio.to_thread(self._ledger.recall, job_id, task_id)
+        recalled = await _patiently(self._ledger.recall, job_id, task_id)
         if recalled.owed:
             try:
                 scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
@@ -99,35 +103,48 @@ class LedgerService:
 
     async def ended(self, job_id: str, after: str) -> list[EndRow]:
         """As `Ledger.ended`."""
-        return await asyncio.to_thread(self._ledger.ended, job_id, after)
+        return await _patiently(self._ledger.ended, job_id, after)
 
     async def begun(self, job_id: str, after: str) -> list[StartRow]:
         """As `Ledger.begun`."""
-        return await asyncio.to_thread(self._ledger.begun, job_id, after)
+        return await _patiently(self._ledger.begun, job_id, after)
 
     async def forget_failed(self, job_id: str) -> int:
         """As `Ledger.forget_failed`."""
-        return await asyncio.to_thread(self._ledger.forget_failed, job_id)
+        return await _patiently(self._ledger.forget_failed, job_id)
 
     async def spent_before(self, job_id: str, fleet: str) -> str:
         """As `Ledger.spent_before`, as text."""
-        return str(await asyncio.to_thread(self._ledger.spent_before, job_id, fleet))
+        return str(await _patiently(self._ledger.spent_before, job_id, fleet))
 
     async def resent(self, job_id: str) -> int:
         """As `Ledger.resent`."""
-        return await asyncio.to_thread(self._ledger.resent, job_id)
+        return await _patiently(self._ledger.resent, job_id)
 
     async def job(self, job_id: str) -> LedgerJob | None:
         """As `Ledger.job`."""
-        return await asyncio.to_thread(self._ledger.job, job_id)
+        return await _patiently(self._ledger.job, job_id)
 
     async def read(self, ask: Callable[[Ledger], T]) -> T:
         """Anything that reads; `ask` is a function of ours."""
-        return await asyncio.to_thread(ask, self._ledger)
+        return await _patiently(ask, self._ledger)
 
     async def jobs(self) -> list[LedgerJob]:
         """As `Ledger.jobs`."""
-        return await asyncio.to_thread(self._ledger.jobs)
+        return await _patiently(self._ledger.jobs)
+
+
+async def _patiently(ask: Callable[..., T], *arguments: Any) -> T:
+    """Ask the database, again where it is away (restarted, say): no task fails for that."""
+    end_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await asyncio.to_thread(ask, *arguments)
+        except OperationalError as error:
+            if time.monotonic() > end_s:
+                raise
+            log.warning("the database does not answer, asking again", why=cause(error))
+            await asyncio.sleep(RETRY_S)
 
 
 def _set(future: asyncio.Future[None]) -> None:

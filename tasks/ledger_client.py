@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import ray
-import structlog
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError, RunReplaced
+from agentcloud.cluster.patience import asked
 from agentcloud.tasks.ledger import Put, Recalled
 from agentcloud.tasks.ledger_actor import LEDGER_NAME
 from agentcloud.tasks.ledger_tables import ContentRow, EndRow, StartRow, StepRow
 
-#: A ledger that died is asked again after this, seconds; Ray starts it anew.
-AGAIN_S: Final = 0.2
 #: Hashes of contents that are known to be stored: parts that many tasks share travel once.
 _REMEMBERED: Final = 50_000
 
 T = TypeVar("T")
-
-log = structlog.get_logger()
 
 
 class LedgerPort(Protocol):
@@ -122,14 +119,10 @@ async def ask_ledger(ask: Callable[[Any], Awaitable[T]]) -> T:
     Raises:
         ConfigError: there is none.
     """
-    while True:
-        try:
-            return await ask(find_ledger())
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except ray.exceptions.RayActorError as error:
-            log.warning("the ledger died; asking the next", why=" ".join(str(error).split())[:200])
-            await asyncio.sleep(AGAIN_S)
+    try:
+        return await asked(lambda: ask(find_ledger()), within_s=math.inf)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def find_ledger() -> Any:
