@@ -54,9 +54,11 @@ def postgres() -> Iterator[str]:
 
 def restart(server: str) -> None:
     """End a server as a crash would, and start it again."""
-    data = Path(server.partition("host=")[2]) / "data"
     assert BIN is not None
-    _run([*_account(), BIN / "pg_ctl", "-D", data, "-w", "-m", "immediate", "restart"])
+    folder = Path(server.partition("host=")[2])
+    # With a log of its own: it would keep our pipe open.
+    where = ["-D", folder / "data", "-l", folder / "log"]
+    _run([*_account(), BIN / "pg_ctl", *where, "-w", "-m", "immediate", "restart"])
 
 
 @contextmanager
