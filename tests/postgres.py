@@ -57,7 +57,7 @@ def restart(server: str) -> None:
     assert BIN is not None
     folder = Path(server.partition("host=")[2])
     # With a log of its own: it would keep our pipe open.
-    where = ["-D", folder / "data", "-l", folder / "log"]
+    where: list[str | Path] = ["-D", folder / "data", "-l", folder / "log"]
     _run([*_account(), BIN / "pg_ctl", *where, "-w", "-m", "immediate", "restart"])
 
 
