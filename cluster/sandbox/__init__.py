@@ -6,7 +6,7 @@ synthetic and says so, or comes from a real engine (`BackedResponder`).
 - The API's routes: POST /v1/messages (unary and streamed), POST /v1/messages/count_tokens,
   GET /v1/models and /v1/models/{id}, and /v1/messages/batches with all that is below it.
 - Its own: GET /sandbox/state (`?last=N` calls), POST /sandbox/reset, POST /sandbox/faults
-  (`{"kind": "overloaded", "count": 3}`), and on any call the header
+  (`{"kind": "overloaded", "count": 3}`) and DELETE, which forgets them, and on any call the header
   `x-sandbox-fault: stream_error; after_deltas=3`.
 - Limits, latency, models, keys and planned faults: `SandboxConfig`.
 

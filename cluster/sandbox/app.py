@@ -49,6 +49,7 @@ class SandboxApp:
             ("GET", "/sandbox/state"): self._state,
             ("POST", "/sandbox/reset"): self._reset,
             ("POST", "/sandbox/faults"): self._add_fault,
+            ("DELETE", "/sandbox/faults"): self._forget_faults,
         }
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -224,6 +225,10 @@ class SandboxApp:
             raise invalid("fault", first_problem(error)) from error
         self._core.faults.add(Fault(**queued.model_dump(exclude={"count"})), queued.count)
         return _json_response({"queued": self._core.faults.queued}, self._core.new_id("req"))
+
+    async def _forget_faults(self, _request: web.BaseRequest) -> web.StreamResponse:
+        self._core.faults.forget()
+        return _json_response({"queued": 0}, self._core.new_id("req"))
 
 
 def _url(request: web.BaseRequest) -> str:

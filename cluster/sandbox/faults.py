@@ -62,6 +62,10 @@ class FaultBox:
         """Strike the next `count` calls to the fault's models."""
         self._queue.extend([fault] * count)
 
+    def forget(self) -> None:
+        """Strike no more calls but those of the rules."""
+        self._queue.clear()
+
     def next(
         self, model: str, header: str | None, at: Literal["answer", "batch"] = "answer"
     ) -> Fault | None:

@@ -40,7 +40,7 @@ from tests.conftest import wait_until
 pytestmark = pytest.mark.ray
 
 #: A process that is silent for so long is dead.
-SILENT_S = 4.0
+SILENT_S = 10.0
 
 
 class Gate(SyntheticResponder):

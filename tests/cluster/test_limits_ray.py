@@ -55,9 +55,13 @@ class Worker:
         self.inference = Inference(self.client, opener, config, on_close=self.client.close)
         await self.inference.count_tokens({**PARAMS, "model": HAIKU})
 
-    async def drive(self, loops: int, until_s: float) -> int:
-        """Calls answered until a time (seconds since 1970), `loops` callers a model."""
+    async def drive(self, loops: int, until_s: float) -> tuple[int, dict[str, float]]:
+        """Calls answered until a time, `loops` callers a model, and when each model's first was.
+
+        Times are in seconds since 1970.
+        """
         inference, answered = self.inference, 0
+        first_s: dict[str, float] = {}
 
         async def ask(model: str) -> None:
             nonlocal answered
@@ -70,6 +74,7 @@ class Worker:
                 try:
                     await inference.create(params)
                     answered += 1
+                    first_s.setdefault(model, time.time())
                 except AgentCloudError:
                     await asyncio.sleep(0.2)  # The first wave may use up its retries.
 
@@ -79,7 +84,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await inference.close()
-        return answered
+        return answered, first_s
 
 
 @pytest.fixture
@@ -112,8 +117,8 @@ def test_eight_processes_at_ten_times_the_limits_are_never_refused_and_use_them(
     begin_s = time.time()
     end_s = begin_s + SETTLED_S + MEASURED_S
     # 64 callers a model, half a second a call: 128 calls a second wanted, ten allowed.
-    answered = ray.get([w.drive.remote(8, end_s) for w in workers], timeout=120)
-    assert min(answered) > 0, "every process got its share"
+    driven = ray.get([w.drive.remote(8, end_s) for w in workers], timeout=120)
+    assert min(answered for answered, _ in driven) > 0, "every process got its share"
     calls = requests.get(f"{limited.url}/sandbox/state", timeout=30).json()["calls"]
     calls = [call for call in calls if call["path"] == "/v1/messages"]
     for each in [*workers, actor]:
@@ -137,13 +142,14 @@ def test_eight_processes_at_ten_times_the_limits_are_never_refused_and_use_them(
         }[model]
         assert per_minute is not None
         share = used / (per_minute / 60 * MEASURED_S)
-        first_s = min(call["at_s"] for call in mine) - begin_s
+        first_s = min(first_s[model] for _, first_s in driven if model in first_s) - begin_s
         print(
             f"{model}: {len(mine)} calls, used {share:.1%}, refused {len(refused_s)}"
-            f" (first call at {first_s:.2f} s, last refusal {max(refused_s, default=0.0):.2f} s)"
+            f" (first answer at {first_s:.2f} s, last refusal {max(refused_s, default=0.0):.2f} s)"
         )
-        # The first wave is out before anything was said; its answers are the first correction.
-        assert all(at_s <= first_s + 1.5 for at_s in refused_s), sorted(refused_s)
+        # The first wave is out before anything was said; its answers are the first correction, and
+        # what was let go before the scheduler heard of them is on its way still.
+        assert all(at_s <= first_s + 1.0 for at_s in refused_s), sorted(refused_s)
         assert share >= 0.95
 
 

@@ -141,6 +141,34 @@ def ray_head(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def ray_node(head: Head) -> Iterator[subprocess.Popen[str]]:
+    """`ray start --address`: a second node of a head's cluster, on this machine."""
+    process = subprocess.Popen(
+        [
+            str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", "--disable-usage-stats",
+            "--node-ip-address=127.0.0.1", "--num-cpus=4", f"--object-store-memory={200 << 20}",
+        ],
+        env=head.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            raise RuntimeError(f"the node did not start: {''.join(said)[-2000:]}")
+        yield process
+    finally:
+        _end_group(process)
+
+
 def _autoscaling(node_types: dict[str, Any], gcs: int) -> dict[str, Any]:
     """A cluster file for the fake provider; idle nodes leave after 3 s."""
     head = {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0}

@@ -9,7 +9,6 @@ import pty
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +57,8 @@ async def steady(ctx, item):
             await ctx.ask("hello", tier="small", max_tokens=8)
             await ctx.ask("hello", tier="large", max_tokens=32)
             ctx.log.info("round over")
+        else:
+            Path("idle").touch()
         await asyncio.sleep(0.1)
 '''
 
@@ -78,10 +79,11 @@ class Busy:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """No call is in flight, and none begins."""
-        pause = self.folder / "pause"
+        pause, idle = self.folder / "pause", self.folder / "idle"
+        idle.unlink(missing_ok=True)
         pause.touch()
         try:
-            time.sleep(0.5)  # the agent looks every tenth of a second
+            assert wait_until(idle.exists, 60)
             assert wait_until(lambda: self.snapshot()["inflight"] == 0, 60)
             yield
         finally:

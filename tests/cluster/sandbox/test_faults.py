@@ -189,6 +189,15 @@ async def test_queued_faults_strike_the_next_calls_to_their_models(
     assert outcomes == ["overloaded_error", "api_error", "overloaded_error", "ok"]
 
 
+async def test_queued_faults_are_forgotten(client: AsyncAnthropic) -> None:
+    body = {"kind": "overloaded", "count": 1_000_000}
+    await client.post("/sandbox/faults", body=body, cast_to=object)
+    with pytest.raises(anthropic.APIStatusError, match="verloaded"):
+        await client.messages.create(model=MODEL, max_tokens=1, messages=HELLO)
+    assert await client.delete("/sandbox/faults", cast_to=object) == {"queued": 0}
+    await client.messages.create(model=MODEL, max_tokens=1, messages=HELLO)
+
+
 @pytest.mark.parametrize(
     "body", [{}, {"kind": "nonsense"}, {"kind": "hang", "count": 0}, {"kind": "hang", "what": 1}]
 )
