@@ -3,7 +3,7 @@
 # what needs neither (tests/conftest.py) runs beside them, behind them in the queue for the processor.
 set -uo pipefail
 pytest=("${VENV:-.venv}/bin/python" -m pytest "$@")
-# CI has 20 minutes: two tests that start engines of their own run with ALL=1 alone.
+# CI has 20 minutes: a few tests that start engines of their own run with ALL=1 alone.
 some="and not slow"
 [ -n "${ALL:-}" ] && some=""
 log=$(mktemp)

@@ -121,6 +121,7 @@ def test_gpus_taken_in_between_are_an_error_and_leave_nothing_reserved(
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_ranks_are_ordered_as_vllms_own_executor_orders_them() -> None:
     beside_bundle_0, beside_bundle_15 = run_cluster("--vllm")["vllm"]
     assert beside_bundle_0["ours"] == beside_bundle_0["vllm"]

@@ -196,6 +196,7 @@ async def test_changed_settings_are_rolled_out_without_a_failed_call(
     assert shown, exported()
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_start_change_nothing(
     fleet: lifecycle.UpInfo, tiny_model: Path
 ) -> None:

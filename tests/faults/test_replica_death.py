@@ -93,6 +93,7 @@ async def lose(spec: EndpointSpec, kill: Callable[[], None]) -> list[BaseExcepti
     return [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
 
 
+@pytest.mark.slow
 async def test_a_killed_actor_loses_its_calls_and_leaves_no_process(start: Start) -> None:
     replica = start("replica:tiny:actor")
     family = descendants(replica.info.pid)

@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from agentcloud.tasks.doctor import check_ports
-from tests.tasks.cluster import clean_env, cli, free_ports
+from tests.tasks.cluster import clean_env, free_ports
 from tests.tasks.conftest import hosted_fleet
+from tests.tasks.quick_cli import quick_cli, server
 
 Run = Callable[..., tuple[int, str]]
 GOOD = hosted_fleet("http://127.0.0.1:9")
@@ -37,10 +38,12 @@ def run(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     (project / "fleet.yaml").write_text(yaml.safe_dump(GOOD))
     (project / "in.jsonl").write_text('{"id": "a", "text": "x"}\n')
 
+    server()
+
     def go(*args: str) -> tuple[int, str]:
         children = set(psutil.Process().children(recursive=True))
         files = sorted(os.listdir(project))
-        done = cli(*args, cwd=project, env=dict(os.environ))
+        done = quick_cli(*args, cwd=project, env=dict(os.environ))
         assert done.out == ""
         assert "Traceback" not in done.err
         assert set(psutil.Process().children(recursive=True)) <= children
@@ -174,7 +177,7 @@ def test_a_cluster_that_is_not_there(project: Path, command: str) -> None:
     (project / "in.jsonl").write_text('{"id": "a"}\n')
     (port,) = free_ports(1)
     args = RUN if command == "run" else (command,)
-    ended = cli(*args, "--address", f"127.0.0.1:{port}", cwd=project, env=clean_env())
+    ended = quick_cli(*args, "--address", f"127.0.0.1:{port}", cwd=project, env=clean_env())
     assert ended.status == 2
     assert ended.out == ""
     last = ended.err.splitlines()[-1]
@@ -226,7 +229,7 @@ def test_a_missing_key_or_model_is_found_before_anything_runs(
     (project / "half" / "config.json").write_text("{}")
     (project / "fleet.yaml").write_text(yaml.safe_dump(GOOD | {"models": models}))
     (project / "in.jsonl").write_text('{"id": "a"}\n')
-    ended = cli(*RUN, cwd=project, env=clean_env(**env))
+    ended = quick_cli(*RUN, cwd=project, env=clean_env(**env))
     assert ended.status == 2
     assert ended.err.splitlines()[-1].startswith(f"error: {said}")
     assert "Traceback" not in ended.err

@@ -27,6 +27,7 @@ from agentcloud.tasks.tune import Trial, matches
 from agentcloud.tasks.tune_run import pair_of, read_labelled, trials_of
 from tests.tasks.cluster import Head, clean_env, cli
 from tests.tasks.conftest import hosted_fleet
+from tests.tasks.quick_cli import quick_cli
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -114,7 +115,7 @@ def tuning(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
 
     def go(*args: str) -> str:
         before = sorted(os.listdir(project))
-        done = cli(*args, cwd=project, env=clean_env(SANDBOX_KEY="sandbox"))
+        done = quick_cli(*args, cwd=project, env=clean_env(SANDBOX_KEY="sandbox"))
         shutil.rmtree(project / "__pycache__", ignore_errors=True)
         assert (done.status, done.out, done.err.count("\n")) == (2, "", 1), done.err
         assert sorted(os.listdir(project)) == before
