@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import subprocess
 import tempfile
@@ -38,8 +39,24 @@ STORM: Final = {
 HANGING, SEND_S = 24, 3.0
 #: What memory may hold beyond what it holds at the start, before Ray kills; bytes.
 MEMORY_ROOM: Final = 3 << 30
-FAKETIME: Final = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
-_CLOCK_FILE: Final = "FAKETIME_TIMESTAMP_FILE"
+#: Names the file that says by how much Python's wall clock is wrong, seconds.
+_CLOCK_FILE: Final = "AGENTCLOUD_FAULT_CLOCK"
+#: Python runs it first, in every process. (libfaketime would be more thorough, but Ray does not
+#: start under it: the sleeps of Python 3.11 fail.)
+_WRONG_CLOCK: Final = f"""
+import os
+import time
+
+_true = time.time
+
+
+def _wrong() -> float:
+    with open(os.environ["{_CLOCK_FILE}"]) as file:
+        return _true() + float(file.read() or 0)
+
+
+time.time = _wrong
+"""
 Strike = Callable[[World, RunningJob], None]
 
 
@@ -145,9 +162,9 @@ def fill_memory(world: World, _job: RunningJob) -> None:
 
 
 def jump_clocks(world: World, job: RunningJob) -> None:
-    """The wall clock of every process goes an hour forward, then two back."""
+    """What `time.time()` says in every process goes an hour forward, then two back."""
     clock = Path(world.head.env[_CLOCK_FILE])
-    clock.write_text("+3600")
+    clock.write_text("3600")
     job.until(job.lines() + CONCURRENCY)
     clock.write_text("-3600")
 
@@ -200,17 +217,12 @@ def _little_memory() -> Iterator[Setting]:
 
 @contextlib.contextmanager
 def _own_clock() -> Iterator[Setting]:
-    with tempfile.NamedTemporaryFile("w", prefix="agentcloud-clock-") as clock:
-        clock.write("+0")
-        clock.flush()
-        yield Setting(
-            env={
-                "LD_PRELOAD": FAKETIME,
-                _CLOCK_FILE: clock.name,
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
-        )
+    with tempfile.TemporaryDirectory(prefix="agentcloud-clock-") as folder:
+        clock = Path(folder) / "clock"
+        clock.write_text("0")
+        (Path(folder) / "sitecustomize.py").write_text(_WRONG_CLOCK)
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        yield Setting(env={_CLOCK_FILE: str(clock), "PYTHONPATH": path})
 
 
 FAULTS: Final[dict[str, Fault]] = {

@@ -18,7 +18,7 @@ from anthropic.types import Usage
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.sandbox.process import SandboxProcess
 from agentcloud.cluster.sandbox.settings import Latency, SandboxConfig
-from tests.faults.running_job import RunningJob, SubmittedJob
+from tests.faults.running_job import CONCURRENCY, RunningJob, SubmittedJob
 from tests.tasks.cluster import Head, ray_head, ray_node
 
 MODEL: Final = "claude-haiku-5-5"
@@ -160,6 +160,7 @@ class World:
         agent: str = "three",
         submitted: bool = False,
         budget: str = "1",
+        at_once: int = CONCURRENCY,
         **options: str,
     ) -> Iterator[RunningJob]:
         """Start `agentcloud run`, or `submit`, on the cluster; the sandbox's list begins anew."""
@@ -167,7 +168,7 @@ class World:
         (self.folder / f"{name}.jsonl").write_text(rows)
         self._sandbox("POST", "reset")
         kind = SubmittedJob if submitted else RunningJob
-        job = kind(self, name, tasks, Decimal(budget), options, agent=agent)
+        job = kind(self, name, tasks, Decimal(budget), options, agent, at_once)
         try:
             yield job
         finally:

@@ -39,6 +39,7 @@ class Verdict:
         over_usd: what the sandbox billed beyond the job's budget.
         uncharged_usd: what it billed beyond what the job was charged.
         recover_s: from the fault to the next lines; None: nothing was broken.
+        errors: what the first failed lines say.
     """
 
     tasks: int
@@ -53,6 +54,7 @@ class Verdict:
     runs: int
     recover_s: float | None
     seconds: float
+    errors: tuple[str, ...]
 
     @property
     def is_clean(self) -> bool:
@@ -80,8 +82,8 @@ class RunningJob:
         tasks: int,
         budget_usd: Decimal,
         options: dict[str, str],
-        *,
         agent: str,
+        concurrency: int,
     ) -> None:
         self.world = world
         self.name = name
@@ -94,7 +96,7 @@ class RunningJob:
         more = [part for key, value in options.items() for part in (f"--{key}", value)]
         self._args = (
             f"agent.py:{agent}", "--input", f"{name}.jsonl", "--budget", f"${budget_usd}",
-            "--workers", "2", "--concurrency", str(CONCURRENCY), *more,
+            "--workers", "2", "--concurrency", str(concurrency), *more,
         )  # fmt: skip
         self._process = self._begin()
 
@@ -175,23 +177,37 @@ class RunningJob:
         self.kill_driver()
         self._process = self._start("resume", self.job_id)
 
-    def verdict(self, timeout_s: float = 300.0) -> Verdict:
-        """Wait for its end, and compare what it says with what there is."""
+    def ended(self, timeout_s: float = 300.0) -> dict[str, Any]:
+        """Wait for its end; its record.
+
+        Raises:
+            RuntimeError: it says nothing.
+        """
         out, _ = self._process.communicate(timeout=timeout_s)
         if not out.strip():
             raise RuntimeError(f"no summary: {self._said.read_text()[-2000:]}")
-        record = self._record(out)
+        return self._record(out)
+
+    @property
+    def pid(self) -> int:
+        """Of the command that follows it."""
+        return self._process.pid
+
+    def verdict(self, timeout_s: float = 300.0) -> Verdict:
+        """Wait for its end, and compare what it says with what there is."""
+        record = self.ended(timeout_s)
         lines = [json.loads(line) for line in self.output.read_text().splitlines()]
         ids = [line["id"] for line in lines]
         later = sum(call["attempts"] - 1 for line in lines for call in line["calls"])
         twice, usd = self.world.billed()
+        failed = [line for line in lines if line["status"] == "failed"]
         listed = self.world.head.cli("jobs", "--json", cwd=self.world.folder, address=True).json
         (job,) = (each for each in listed if each["job_id"] == record["job_id"])
         return Verdict(
             tasks=self.tasks,
             lost=self.tasks - len(set(ids)),
             duplicated=len(ids) - len(set(ids)),
-            failed=sum(line["status"] == "failed" for line in lines),
+            failed=len(failed),
             paid_twice=twice,
             told=record["resent_calls"] + record["unknown_cost_calls"] + later,
             over_usd=max(Decimal(0), usd - self.budget_usd),
@@ -200,6 +216,7 @@ class RunningJob:
             runs=record["run"],
             recover_s=self._recover_s,
             seconds=time.monotonic() - self._began_s,
+            errors=tuple(json.dumps(line["error"])[:200] for line in failed[:3]),
         )
 
 
