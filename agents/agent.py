@@ -13,6 +13,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from agentcloud.agents.cascade import Cascade
 from agentcloud.agents.context import Context
 from agentcloud.agents.defaults import Defaults
+from agentcloud.agents.fitting import LongContext, check_long_context
 from agentcloud.agents.load import load_object
 from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.cluster.errors import AgentError
@@ -125,6 +126,7 @@ def agent(
     max_tokens: int = ...,
     tools: Sequence[AnyTool] = (),
     max_turns: int = ...,
+    long_context: LongContext = ...,
 ) -> Callable[[Function[R]], Agent[R]]: ...
 def agent(
     function: Function[R] | None = None,
@@ -135,6 +137,7 @@ def agent(
     max_tokens: int = _DEFAULTS.max_tokens,
     tools: Sequence[AnyTool] = (),
     max_turns: int = _DEFAULTS.max_turns,
+    long_context: LongContext = _DEFAULTS.long_context,
 ) -> Agent[R] | Callable[[Function[R]], Agent[R]]:
     """Make an async function of `(ctx, item)` an agent that jobs can run.
 
@@ -148,12 +151,17 @@ def agent(
         max_tokens: the most tokens of an answer, unless an ask says another.
         tools: functions that the model may call, unless an ask says others.
         max_turns: the most answers of one agent loop.
+        long_context: what becomes of the oldest turns of a conversation that the model's context
+            does not hold, unless an ask says otherwise: `truncate` drops them, `summarise` asks
+            the model for a summary in their place.
 
     Raises:
-        AgentError: the function is not async, or does not take `(ctx, item)`.
+        AgentError: the function is not async, or does not take `(ctx, item)`; or `long_context`
+            is neither.
     """
     index_tools(tools)
-    defaults = Defaults(tier, max_tokens, tuple(tools), max_turns)
+    fitted = check_long_context(long_context)
+    defaults = Defaults(tier, max_tokens, tuple(tools), max_turns, fitted)
 
     def wrap(function: Function[R]) -> Agent[R]:
         return Agent(function, name=name, defaults=defaults)

@@ -16,13 +16,13 @@ from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.agents.prompt import answer_text
-from agentcloud.agents.record import from_record, to_record
+from agentcloud.agents.record import from_record, to_record, too_long_record
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.contracts import (
     Escalation,
     Routing,
 )
-from agentcloud.cluster.errors import BackendError
+from agentcloud.cluster.errors import BackendError, ContextTooLong
 from agentcloud.cluster.ports import Step, StepRecorder
 
 
@@ -55,18 +55,41 @@ class Calls:
         return ours
 
     async def create(
-        self, params: dict[str, Any], routing: Routing, escalated: Escalation | None = None
+        self,
+        params: dict[str, Any],
+        routing: Routing,
+        escalated: Escalation | None = None,
+        keep_too_long: Callable[[ContextTooLong], bool] | None = None,
     ) -> Message:
         """One answer; `BackendError` rather than anthropic's exception where we have one."""
         async with self._step("model", params) as step:
-            if step is not None and step.recorded is not None:
-                return self._count(from_record(step.recorded), escalated)
+            recorded = None if step is None else step.recorded
+            answer: Message | ContextTooLong | None = None
+            if recorded is None:
+                answer = await self._send(params, self._counted(routing, step), keep_too_long)
+        # Out of the step: one that is on record has not failed, whatever the record says.
+        if recorded is not None:
+            return self._count(from_record(recorded), escalated)
+        assert answer is not None
+        await self._record(step, answer)
+        if isinstance(answer, ContextTooLong):
+            raise answer
+        return self._count(answer, escalated)
+
+    async def _send(
+        self,
+        params: dict[str, Any],
+        routing: Routing,
+        keep_too_long: Callable[[ContextTooLong], bool] | None,
+    ) -> Message | ContextTooLong:
+        """An answer, or the error that is to be recorded as one."""
+        try:
             with self._our_errors():
-                message = await self._client.messages.create(
-                    routing=self._counted(routing, step), **params
-                )
-        await self._record(step, message)
-        return self._count(message, escalated)
+                return await self._client.messages.create(routing=routing, **params)
+        except ContextTooLong as error:
+            if keep_too_long is None or not keep_too_long(error):
+                raise
+            return error
 
     async def stream(
         self, params: dict[str, Any], routing: Routing
@@ -133,10 +156,14 @@ class Calls:
             self._recorder.failed(step)
             raise
 
-    async def _record(self, step: Step | None, message: Message) -> None:
-        if self._recorder is not None and step is not None:
-            receipt = getattr(message, "agentcloud", None)
-            await self._recorder.done(step, to_record(message, receipt), receipt)
+    async def _record(self, step: Step | None, answer: Message | ContextTooLong) -> None:
+        if self._recorder is None or step is None:
+            return
+        if isinstance(answer, ContextTooLong):
+            await self._recorder.done(step, too_long_record(answer))
+        else:
+            receipt = getattr(answer, "agentcloud", None)
+            await self._recorder.done(step, to_record(answer, receipt), receipt)
 
     @contextmanager
     def _our_errors(self) -> Iterator[None]:
@@ -173,11 +200,16 @@ class RoutedSender:
     deadline: Deadline
     escalated: Escalation | None = None
 
-    async def send(self, params: dict[str, Any]) -> Message:
+    async def send(
+        self,
+        params: dict[str, Any],
+        *,
+        keep_too_long: Callable[[ContextTooLong], bool] | None = None,
+    ) -> Message:
         """Send a request and wait for its answer."""
         escalated, self.escalated = self.escalated, None
         routing = replace(self.routing, deadline_s=self.deadline.left_s())
-        return await self.calls.create(params, routing, escalated)
+        return await self.calls.create(params, routing, escalated, keep_too_long)
 
     async def record(
         self, kind: str, name: str, content: Any, make: Callable[[], Awaitable[Any]]

@@ -21,10 +21,11 @@ from agentcloud.agents.concurrent import map_ordered
 from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.defaults import Defaults, Runnable
 from agentcloud.agents.escalate import CascadeAsk, ask_cascade
-from agentcloud.agents.loop import LoopLimits, Sender, check_limits, refusal, run_loop
+from agentcloud.agents.fitting import Fitting, LongContext, check_long_context
+from agentcloud.agents.loop import LoopLimits, check_limits, refusal, run_loop
 from agentcloud.agents.output import output_schema
 from agentcloud.agents.params import check_params
-from agentcloud.agents.ports import MessagesClient
+from agentcloud.agents.ports import MessagesClient, Sender
 from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
 from agentcloud.agents.steps import run_step
 from agentcloud.agents.structured import ask_structured, structure_last
@@ -131,6 +132,7 @@ class Context:
         max_turns: int | None = None,
         max_total_tokens: int | None = None,
         max_usd: Decimal | None = None,
+        long_context: LongContext | None = None,
         **params: Any,
     ) -> T | str:
         """Ask a model, running the tools it calls, until it answers.
@@ -159,6 +161,8 @@ class Context:
             max_turns: the most answers of the loop.
             max_total_tokens: the most tokens of the loop, prompts and answers together.
             max_usd: the most money of the loop.
+            long_context: what becomes of the oldest turns of a conversation that is too long:
+                `truncate` or `summarise`, in place of the agent's.
             **params: further parameters of the Messages API, e.g. `stop_sequences`.
 
         Raises:
@@ -167,7 +171,7 @@ class Context:
             TurnLimit: the loop reached its turns, tokens or time.
             BudgetExceeded: a budget is used up.
             AttemptsExhausted: the task's extra attempts are used up.
-            AgentError: `output`, a tool or an image cannot be used.
+            AgentError: `output`, a tool, an image or `long_context` cannot be used.
         """
         if output is not None:
             output_schema(output)  # what cannot be asked for costs no call
@@ -184,9 +188,13 @@ class Context:
         request |= {key: value for key, value in given.items() if value is not None}
         turns = max_turns or self.defaults.max_turns
         limits = LoopLimits(turns, max_total_tokens, max_usd, deadline)
+        long = self.defaults.long_context if long_context is None else long_context
+        fitting = Fitting(check_long_context(long), self.log)
 
         async def answer(sender: Sender, request: dict[str, Any]) -> T | str:
-            return await self._answer(sender, request, output, by_name, limits, repairs, usage)
+            return await self._answer(
+                sender, request, output, by_name, limits, repairs, usage, fitting
+            )
 
         if not isinstance(chosen, Cascade):
             with usage.told_by_errors():
@@ -221,16 +229,21 @@ class Context:
         limits: LoopLimits,
         repairs: int,
         usage: Usage,
+        fitting: Fitting,
     ) -> T | str:
         """Ask one tier."""
         if tools:
             request = {**request, "tools": [tool.to_param() for tool in tools.values()]}
         elif output is not None:
-            return await ask_structured(sender, request, output, repairs=repairs, usage=usage)
-        result = await run_loop(sender, request, tools=tools, limits=limits, usage=usage)
+            return await ask_structured(
+                sender, request, output, repairs=repairs, usage=usage, fitting=fitting
+            )
+        result = await run_loop(
+            sender, request, tools=tools, limits=limits, usage=usage, fitting=fitting
+        )
         if output is not None:
             return await structure_last(
-                sender, request, result, output, repairs=repairs, usage=usage
+                sender, request, result, output, repairs=repairs, usage=usage, fitting=fitting
             )
         self._warn_if_cut(result.message, result.max_tokens)
         return answer_text(result.message)

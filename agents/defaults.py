@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agentcloud.agents.cascade import Cascade
+from agentcloud.agents.fitting import LongContext
 from agentcloud.agents.tool_base import AnyTool
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ class Defaults:
         max_tokens: the most tokens of an answer.
         tools: functions that the model may call.
         max_turns: the most answers of one agent loop.
+        long_context: what becomes of the oldest turns of a conversation that is too long.
     """
 
     tier: str | Cascade = "small"
     max_tokens: int = 512
     tools: tuple[AnyTool, ...] = ()
     max_turns: int = 20
+    long_context: LongContext = "truncate"
 
 
 class Runnable(Protocol[R_co]):

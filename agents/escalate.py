@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from agentcloud.agents.cascade import Cascade, Decision, Sample, Validator, decide
 from agentcloud.agents.concurrent import map_ordered
-from agentcloud.agents.loop import FATAL_IN_TOOLS, Sender, is_cut, refusal
+from agentcloud.agents.loop import FATAL_IN_TOOLS, is_cut, refusal
 from agentcloud.agents.output import explain, output_config, parse_output
+from agentcloud.agents.ports import Sender
 from agentcloud.agents.prompt import answer_text
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.contracts import Escalation, Receipt

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 from anthropic.types import Message, ToolUseBlock
 
 from agentcloud.agents.concurrent import map_ordered
 from agentcloud.agents.deadline import Deadline
-from agentcloud.agents.history import fit
+from agentcloud.agents.fitting import Fitting
 from agentcloud.agents.output import ran_away
+from agentcloud.agents.ports import Sender
 from agentcloud.agents.prompt import MessageDict, answer_message, answer_text
 from agentcloud.agents.tool_base import AnyTool
 from agentcloud.agents.usage import Usage
@@ -20,7 +21,6 @@ from agentcloud.cluster.errors import (
     AgentCloudError,
     BudgetExceeded,
     ConfigError,
-    ContextTooLong,
     NoEndpoint,
     Refused,
     TaskError,
@@ -52,28 +52,6 @@ class LoopLimits:
     deadline: Deadline | None = None
 
 
-class Sender(Protocol):
-    """One model call with everything agentcloud adds: routing, record, usage, attempts."""
-
-    async def send(self, params: dict[str, Any]) -> Message:
-        """Send a request and wait for its answer."""
-        ...
-
-    async def record(
-        self, kind: str, name: str, content: Any, make: Callable[[], Awaitable[Any]]
-    ) -> Any:
-        """Make a step that is no call of a model, or give what is recorded of it."""
-        ...
-
-    def spend_attempt(self, why: str, last: str | None = None) -> None:
-        """Spend one of the task's extra attempts.
-
-        Raises:
-            AttemptsExhausted: none remains.
-        """
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class LoopResult:
     """How a loop ended: the last answer and the conversation that led to it, without it."""
@@ -90,6 +68,7 @@ async def run_loop(
     tools: Mapping[str, AnyTool],
     limits: LoopLimits,
     usage: Usage,
+    fitting: Fitting | None = None,
     growths: int = 2,
 ) -> LoopResult:
     """Call the model until it asks for no more tools.
@@ -100,6 +79,7 @@ async def run_loop(
         tools: functions by name.
         limits: where to stop by force.
         usage: the task's receipts, which `sender` adds to.
+        fitting: shortens what is too long.
         growths: how often a cut answer is asked for again with twice the tokens.
 
     Raises:
@@ -107,12 +87,13 @@ async def run_loop(
         BudgetExceeded: the money of `limits` is used up.
         Refused: the model refused.
     """
+    fitting = fitting or Fitting()
     messages = list(params["messages"])
     max_tokens: int = params["max_tokens"]
     calls_before = usage.calls
     for turn in range(1, limits.turns + 1):
         check_limits(limits, usage.since(calls_before))
-        message, messages = await _send_fitting(
+        message, messages = await fitting.send(
             sender, {**params, "messages": messages, "max_tokens": max_tokens}
         )
         # Cases: refused; cut, perhaps inside a tool call (ask with more tokens, run nothing);
@@ -157,38 +138,6 @@ def refusal(message: Message) -> Refused:
 def is_cut(message: Message) -> bool:
     """Whether the answer ended because its tokens did, and more tokens would help."""
     return message.stop_reason == "max_tokens" and not ran_away(answer_text(message))
-
-
-async def _send_fitting(
-    sender: Sender, params: dict[str, Any]
-) -> tuple[Message, list[MessageDict]]:
-    """Send; when the endpoint calls the conversation too long, once more without its start."""
-    messages: list[MessageDict] = params["messages"]
-    try:
-        return await sender.send(params), messages
-    except ContextTooLong as error:
-        shorter = _shorten(messages, error, params["max_tokens"])
-        if shorter is None:
-            raise
-        sender.spend_attempt("a shorter conversation", str(error))
-        return await sender.send({**params, "messages": shorter}), shorter
-
-
-def _shorten(
-    messages: list[MessageDict], error: ContextTooLong, max_tokens: int
-) -> list[MessageDict] | None:
-    """The conversation without its oldest turns; None when nothing can be dropped."""
-    sizes = [len(str(message["content"])) for message in messages]
-    share = 0.5
-    if error.context_tokens and error.prompt_tokens:
-        share = 0.9 * (error.context_tokens - max_tokens) / error.prompt_tokens
-    if share <= 0:
-        return None
-    try:
-        shorter = fit(messages, int(sum(sizes) * share), estimate=lambda m: len(str(m["content"])))
-    except ContextTooLong:
-        return None
-    return shorter if len(shorter) < len(messages) else None
 
 
 def check_limits(limits: LoopLimits, usage: Usage) -> None:

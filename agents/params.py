@@ -14,7 +14,16 @@ _API_PARAMS = frozenset(MessageCreateParamsBase.__annotations__) - {"messages", 
     "top_k",  # local models and older hosted ones take these two; anthropic's types list them
     "top_p",  # no longer
 }
-_OWN_PARAMS = ("output", "tier", "images", "deadline_s", "repairs", "max_turns", "max_usd")
+_OWN_PARAMS = (
+    "output",
+    "tier",
+    "images",
+    "deadline_s",
+    "repairs",
+    "max_turns",
+    "max_usd",
+    "long_context",
+)
 
 
 def check_params(names: Iterable[str]) -> None:

@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 from anthropic.types import Message
 from pydantic import BaseModel, ValidationError
 
-from agentcloud.agents.loop import LoopResult, Sender, is_cut, refusal
+from agentcloud.agents.fitting import Fitting
+from agentcloud.agents.loop import LoopResult, is_cut, refusal
 from agentcloud.agents.output import explain, output_config, parse_output
+from agentcloud.agents.ports import Sender
 from agentcloud.agents.prompt import answer_message, answer_text
 from agentcloud.agents.usage import Usage
 from agentcloud.cluster.errors import ContextTooLong, InvalidRequest, NoEndpoint, OutputInvalid
@@ -18,7 +20,13 @@ T = TypeVar("T", bound=BaseModel)
 
 
 async def ask_structured(
-    sender: Sender, params: Mapping[str, Any], output: type[T], *, repairs: int, usage: Usage
+    sender: Sender,
+    params: Mapping[str, Any],
+    output: type[T],
+    *,
+    repairs: int,
+    usage: Usage,
+    fitting: Fitting,
 ) -> T:
     """Ask for `output` until it validates.
 
@@ -32,6 +40,7 @@ async def ask_structured(
         output: the pydantic model.
         repairs: how often to ask again; each spends one of the task's extra attempts.
         usage: the task's receipts, which `sender` adds to.
+        fitting: shortens what is too long.
 
     Raises:
         OutputInvalid: no answer validated; carries the usage of all of them.
@@ -42,7 +51,7 @@ async def ask_structured(
         **params,
         "output_config": {**params.get("output_config", {}), **output_config(output)},
     }
-    message = await sender.send(request)
+    message, request["messages"] = await fitting.send(sender, request)
     sent = 1
 
     def invalid(what: str) -> OutputInvalid:
@@ -102,6 +111,7 @@ async def structure_last(
     *,
     repairs: int,
     usage: Usage,
+    fitting: Fitting,
 ) -> T:
     """The end of an agent loop as `output`: as it is when it validates, else by one more turn.
 
@@ -127,7 +137,9 @@ async def structure_last(
         "max_tokens": result.max_tokens,
         "tool_choice": {"type": "none"},
     }
-    return await ask_structured(sender, request, output, repairs=repairs, usage=usage)
+    return await ask_structured(
+        sender, request, output, repairs=repairs, usage=usage, fitting=fitting
+    )
 
 
 async def _send_longer(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentcloud.agents.agent import Agent, Context, agent, run_agent
-from agentcloud.cluster.errors import StepMismatch
+from agentcloud.cluster.errors import ContextTooLong, StepMismatch
 from agentcloud.tasks import replay as replaying
 from agentcloud.tasks.board import Board
 from agentcloud.tasks.ledger import Ledger, Put, Recalled
@@ -111,6 +111,31 @@ async def test_an_agent_that_asks_something_else_is_told_what(
     with pytest.raises(StepMismatch, match=r"not on record: model small.*please: hi") as caught:
         await replaying._replay(SPEC, found, None)
     assert "\n" not in str(caught.value)
+
+
+async def test_a_conversation_that_was_summed_up_is_so_on_record(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was too long is on record too, or the replay would lack its answer."""
+
+    @agent(long_context="summarise")
+    async def chat(ctx: Context, item: dict[str, str]) -> str:
+        roles = ["user", "assistant"] * 4 + ["user"]
+        return await ctx.ask([{"role": role, "content": item["text"] * 200} for role in roles])
+
+    ledger.begin("j", SPEC.model_dump_json(), {})
+    start = StartRow("t", 0, 1, 0, json.dumps({"text": "hi"}))
+    ledger.write([Put("j", 1, starts=[start])])
+    recorder = TaskRecorder(Direct(ledger), "j", "t", OnUnknown.RESEND)
+    client = ScriptedClient(ContextTooLong("too long"), message("summary"), message("answer"))
+    output = await run_agent(chat, Context(client, recorder=recorder), {"text": "hi"})
+    ledger.write([Put("j", 1, ends=[EndRow("t", 0, "done", 1, 0, line("t", output=output))])])
+    found = find_task(ledger, "j", "t")
+    assert not isinstance(found, str)
+    agent_is(monkeypatch, chat)
+    done = await replaying._replay(SPEC, found, None)
+    assert (done.output, done.error, done.is_same) == ("answer", None, True)
+    assert (done.steps, done.on_record, len(done.calls)) == (3, 3, 2)
 
 
 def test_what_is_not_there_is_said(ledger: Ledger) -> None:
