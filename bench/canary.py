@@ -48,11 +48,16 @@ def _listings(world: World) -> dict[str, bytes]:
     said = {}
     for what in LISTINGS:
         done = subprocess.run(
-            [BIN / "ray", "list", what, "--detail", "--format=json", "--limit=10000"],
-            env=world.head.env | {"RAY_ADDRESS": world.head.dashboard},
+            [
+                *(BIN / "ray", "list", what, "--address", world.head.dashboard),
+                *("--detail", "--format=json", "--limit=10000"),
+            ],
+            env=world.head.env,
             capture_output=True,
-            check=True,
+            check=False,
             timeout=120,
         )
+        if done.returncode:
+            raise RuntimeError(f"ray list {what}: {done.stderr.decode()[-500:]}")
         said[f"ray list {what}"] = done.stdout
     return said

@@ -26,15 +26,14 @@ LOCKED_S: Final = 12.0
 FULL_S: Final = 5.0
 #: The hosted model answers nothing but errors for so long, seconds.
 OUTAGE_S: Final = 150.0
-#: Calls that meet each fault of the sandbox.
-STORM: Final = {
-    "rate_limit": 40,
-    "overloaded": 40,
-    "stream_error": 20,
-    "cut_mid_stream": 20,
-    "cut_before_headers": 20,
-    "malformed_sse": 20,
-}
+#: What the hosted model does one after another, and for how long each, seconds.
+STORM: Final = (
+    *("rate_limit", "overloaded", "stream_error", "cut_mid_stream", "cut_before_headers"),
+    *("malformed_sse", "malformed_json"),
+)
+STORM_S: Final = 2.0
+#: More calls than any such while sees.
+ALL_CALLS: Final = 100_000
 #: Calls that get no answer, and how long one send may take where they do, seconds.
 HANGING, SEND_S = 24, 3.0
 #: What memory may hold beyond what it holds at the start, before Ray kills; bytes.
@@ -128,8 +127,10 @@ def fill_disk(world: World, _job: RunningJob) -> None:
 
 def storm(world: World, _job: RunningJob) -> None:
     """Refusals, overload inside streams, cut connections and broken bodies, one after another."""
-    for kind, count in STORM.items():
-        world.go_wrong(kind, count)
+    for kind in STORM:
+        world.go_wrong(kind, ALL_CALLS)
+        time.sleep(STORM_S)
+        world.go_right()
 
 
 def hang(world: World, _job: RunningJob) -> None:
@@ -140,7 +141,7 @@ def hang(world: World, _job: RunningJob) -> None:
 
 def outage(world: World, _job: RunningJob) -> None:
     """Every call of minutes fails."""
-    world.go_wrong("overloaded", 1_000_000)
+    world.go_wrong("overloaded", ALL_CALLS)
     time.sleep(OUTAGE_S)
     world.go_right()
 

@@ -118,7 +118,7 @@ def look_on_cluster(job_id: str, address: str | None = None) -> LedgerJob | None
     # Four cases: it began, and runs or has ended; it began, and nothing is left that could end
     # it; it was submitted and has not begun; it ended before it began, or never was.
     if job is not None:
-        if job.state == JobState.RUNNING and not _has_supervisor(job_id):
+        if job.state in (JobState.RUNNING, JobState.PAUSED) and not _has_supervisor(job_id):
             raise TaskError(
                 f"not started: it was to run after job {job_id}, which was cut off; go on with "
                 f"that one: agentcloud resume {job_id}"

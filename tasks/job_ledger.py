@@ -14,7 +14,7 @@ from agentcloud.tasks.ledger import PAGE
 from agentcloud.tasks.ledger_client import LedgerClient, ask_ledger
 from agentcloud.tasks.ledger_tables import EndRow, StartRow, StepRow
 from agentcloud.tasks.results import Results
-from agentcloud.tasks.spec import Asked, JobRecord, JobSpec, TaskInput, TaskState
+from agentcloud.tasks.spec import Asked, JobRecord, JobSpec, JobState, TaskInput, TaskState
 from agentcloud.tasks.tally import Tally
 
 #: Lines that are put into the results file at once.
@@ -24,8 +24,11 @@ _LINES = 500
 class JobLedger:
     """The ledger as a supervisor uses it. Made by `begin_run`."""
 
-    def __init__(self, spec: JobSpec, epoch: int, spent_before_usd: Decimal) -> None:
+    def __init__(
+        self, spec: JobSpec, epoch: int, spent_before_usd: Decimal, *, was_paused: bool
+    ) -> None:
         self.epoch = epoch
+        self.was_paused = was_paused
         self.spent_before_usd = spent_before_usd
         self._spec = spec
         self._client = LedgerClient(spec.job_id, epoch)
@@ -88,6 +91,11 @@ class JobLedger:
         job_id = self._spec.job_id
         return await ask_ledger(lambda ledger: ledger.resent.remote(job_id))
 
+    async def mark(self, state: JobState) -> None:
+        """The run is paused, or goes on: whoever goes on with the job after a crash knows."""
+        job_id = self._spec.job_id
+        await ask_ledger(lambda ledger: ledger.mark.remote(job_id, self.epoch, str(state)))
+
     async def end(self, record: JobRecord, used_usd: Decimal) -> None:
         """The run has ended.
 
@@ -114,10 +122,12 @@ async def begin_run(spec: JobSpec, origin: dict[str, Any], budgets: Budgets) -> 
         ConfigError: there is no ledger.
     """
     text = spec.model_dump_json()
+    before = await ask_ledger(lambda ledger: ledger.job.remote(spec.job_id))
     epoch = await ask_ledger(lambda ledger: ledger.begin.remote(spec.job_id, text, origin))
     fleet = await budgets.fleet_id()
     spent = await ask_ledger(lambda ledger: ledger.spent_before.remote(spec.job_id, fleet))
-    return JobLedger(spec, epoch, Decimal(spent))
+    was_paused = before is not None and before.state == JobState.PAUSED
+    return JobLedger(spec, epoch, Decimal(spent), was_paused=was_paused)
 
 
 async def _pages(ask: Callable[..., Awaitable[list[Any]]]) -> AsyncIterator[Any]:

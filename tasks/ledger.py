@@ -168,6 +168,12 @@ class Ledger:
             )
             return epoch
 
+    def mark(self, job_id: str, epoch: int, state: str) -> None:
+        """A run is `running` or `paused` from now on; a stale one changes nothing."""
+        change = update(JOBS).where(JOBS.c.job_id == job_id, JOBS.c.epoch == epoch)
+        with self._engine.begin() as connection:
+            connection.execute(change.values(state=state))
+
     def end(
         self, job_id: str, epoch: int, state: str, record: dict[str, Any], spent_usd: str
     ) -> None:

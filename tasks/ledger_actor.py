@@ -68,6 +68,10 @@ class LedgerService:
         """As `Ledger.begin`."""
         return await _patiently(self._ledger.begin, job_id, spec, origin)
 
+    async def mark(self, job_id: str, epoch: int, state: str) -> None:
+        """As `Ledger.mark`."""
+        await _patiently(self._ledger.mark, job_id, epoch, state)
+
     async def end(
         self, job_id: str, epoch: int, state: str, record: dict[str, Any], spent_usd: str
     ) -> None:

@@ -134,9 +134,13 @@ def progress_line(record: JobRecord, meter: RateMeter | None = None) -> str:
     if rate is not None:
         parts.append(f"{rate:.1f}/s")
     parts.append(show_cost(record))
-    eta_s = meter.eta_s(record.not_done) if meter is not None else None
+    # How long persons take is not known.
+    left = record.not_done - record.parked
+    eta_s = meter.eta_s(left) if meter is not None and left else None
     if eta_s is not None and not record.state.is_final:
         parts.append(f"{show_duration(eta_s)} left")
+    if record.parked:
+        parts.append(f"{record.parked} ask a person (agentcloud approvals {record.job_id})")
     if str(record.state) != "running":
         parts.append(record.label)
     return ", ".join(parts)

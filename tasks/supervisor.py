@@ -134,6 +134,9 @@ class Supervisor:
                 # What failed since the job began is not done again because its supervisor died.
                 retry_failed = first and self._spec.retry_failed
                 await self._start(self._spec.model_copy(update={"retry_failed": retry_failed}))
+                assert self._ledger is not None
+                if self._ledger.was_paused and not first:
+                    await self._pause(True)
 
     async def _start(self, spec: JobSpec) -> None:
         budgets = Budgets.of_cluster()
@@ -202,11 +205,16 @@ class Supervisor:
         """Start no more tasks, or go on; those that run go on."""
         await self._started()
         if self._board.stop_reason is None and not self._state.is_final:
-            self._board.is_paused = paused
-            state = JobState.PAUSED if paused else JobState.RUNNING
-            if state is not self._state:
-                self._move(state)
+            await self._pause(paused)
         return self._record()
+
+    async def _pause(self, paused: bool) -> None:
+        self._board.is_paused = paused
+        state = JobState.PAUSED if paused else JobState.RUNNING
+        if state is not self._state:
+            self._move(state)
+            assert self._ledger is not None
+            await self._ledger.mark(state)
 
     async def parked(self) -> list[Asked]:
         """What tasks ask persons."""

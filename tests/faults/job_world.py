@@ -107,6 +107,7 @@ class World:
             "tier": "small",
             "context_tokens": 1024,
             "kv_cache_gib": 0.25,
+            "usd_per_gpu_hour": "0.04",
         }
         fleet = {
             "accounts": {"sandbox": {"base_url": self.sandbox.url, "api_key_env": "SANDBOX_KEY"}},

@@ -136,7 +136,7 @@ class RunningJob:
         deadline_s = time.monotonic() + timeout_s
         while self.lines() < lines:
             if self._process.poll() is not None:
-                raise RuntimeError(f"the job ended: {self._said.read_text()[-2000:]}")
+                raise RuntimeError(f"the job ended: {self.ended()}")
             if time.monotonic() > deadline_s:
                 raise RuntimeError(f"{self.lines()} lines after {timeout_s:g} s")
             time.sleep(0.02)

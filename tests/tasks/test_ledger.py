@@ -102,6 +102,16 @@ def test_failed_tasks_are_done_again_on_their_record_unless_it_is_what_failed_th
     ledger.close()
 
 
+def test_a_paused_job_is_known_as_paused_until_its_next_run(ledger: Ledger) -> None:
+    epoch = ledger.begin("j", "{}", {})
+    ledger.mark("j", epoch, "paused")
+    assert [job.state for job in ledger.jobs()] == ["paused"]
+    later = ledger.begin("j", "{}", {})
+    ledger.mark("j", epoch, "paused")  # of a run that is over
+    assert [(job.state, job.epoch) for job in ledger.jobs()] == [("running", later)]
+    ledger.close()
+
+
 def test_paid_calls_without_a_recorded_answer_and_answers_without_a_settlement(
     database: str, ledger: Ledger
 ) -> None:

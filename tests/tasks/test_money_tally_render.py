@@ -123,6 +123,9 @@ def test_rate_and_time_left_are_of_the_last_seconds() -> None:
     assert meter.per_s == pytest.approx(2.0)
     assert meter.eta_s(8) == pytest.approx(4.0)
     assert progress_line(record(), meter) == "4/10 done, 1 failed, 2.0/s, $0.50, 2.5 s left"
+    parked = record(parked=5)
+    said = "4/10 done, 1 failed, 2.0/s, $0.50, 5 ask a person (agentcloud approvals j1)"
+    assert progress_line(parked, meter) == said
 
 
 def test_progress_without_a_terminal_is_plain_lines() -> None:
