@@ -18,10 +18,10 @@ from typing import Final
 import ray
 
 from agentcloud.cluster.ray_session import start_local_ray
-from agentcloud.tasks.ledger import Ledger, Put
+from agentcloud.tasks.ledger import Ledger
 from agentcloud.tasks.ledger_actor import start_ledger
 from agentcloud.tasks.ledger_client import LedgerClient, ask_ledger
-from agentcloud.tasks.ledger_tables import ContentRow, StepRow
+from agentcloud.tasks.ledger_wire import ContentRow, Put, StepRow
 from agentcloud.tasks.step_ids import asked, step_id, task_prefix
 from bench import report
 

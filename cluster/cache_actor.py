@@ -1,21 +1,21 @@
-"""The response cache's Ray actor: one a cluster, detached, restarted by Ray; and the way to it."""
+"""The response cache's Ray actor: one a cluster, detached, restarted by Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import time
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import ray
 import structlog
 
 from agentcloud.cluster.cache_metrics import CacheMetrics
+from agentcloud.cluster.cache_port import find_cache
 from agentcloud.cluster.cache_redis import open_redis_answers
 from agentcloud.cluster.cache_service import HOLDER_TIMEOUT_S, CacheService
 from agentcloud.cluster.cache_store import Answers, open_sql_answers
-from agentcloud.cluster.cache_wire import CacheLost, Tell, Told
+from agentcloud.cluster.cache_wire import Tell, packed, unpacked
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.config_rules import Caching
 from agentcloud.cluster.contracts import CACHE_NAME, RAY_NAMESPACE
@@ -27,8 +27,6 @@ from agentcloud.cluster.ray_session import head_resources
 #: Each process has one `wait` under way.
 _MAX_CALLS: Final = 100_000
 _CONTROL_TIMEOUT_S: Final = 60.0
-
-_Message = TypeVar("_Message")
 
 log = structlog.get_logger()
 
@@ -60,12 +58,12 @@ class CacheShell:
     async def exchange(self, tell: bytes) -> bytes:
         """As `CachePort.exchange`, packed."""
         self._start()
-        return _packed(await self._service.exchange(_unpacked(tell, Tell)))
+        return packed(await self._service.exchange(unpacked(tell, Tell)))
 
     async def wait(self, holder: str) -> bytes:
         """As `CachePort.wait`, packed."""
         self._start()
-        return _packed(await self._service.wait(holder))
+        return packed(await self._service.wait(holder))
 
     async def leave(self, holder: str) -> None:
         """As `CachePort.leave`."""
@@ -159,14 +157,6 @@ def start_cache(
     ).remote(caching, store, holder_timeout_s)
 
 
-def find_cache(name: str = CACHE_NAME) -> Any | None:
-    """The running cache; None: there is none."""
-    try:
-        return ray.get_actor(name, namespace=RAY_NAMESPACE)
-    except ValueError:
-        return None
-
-
 def stop_cache(name: str = CACHE_NAME) -> None:
     """End the cache, if there is one, and wait until its name is free."""
     actor = find_cache(name)
@@ -181,65 +171,7 @@ def stop_cache(name: str = CACHE_NAME) -> None:
         time.sleep(0.02)
 
 
-class CacheActorPort:
-    """The actor as `CachePort`; looked up by its name whenever it was lost."""
-
-    def __init__(self, name: str = CACHE_NAME) -> None:
-        self._name = name
-        self._actor: Any = None
-
-    def __repr__(self) -> str:
-        return f"CacheActorPort({self._name})"
-
-    async def exchange(self, tell: Tell) -> Told:
-        """As `CachePort.exchange`.
-
-        Raises:
-            CacheLost: it is not there.
-        """
-        return _unpacked(await self._call("exchange", _packed(tell)), Told)
-
-    async def wait(self, holder: str) -> Told:
-        """As `CachePort.wait`.
-
-        Raises:
-            CacheLost: it is not there.
-        """
-        return _unpacked(await self._call("wait", holder), Told)
-
-    async def leave(self, holder: str) -> None:
-        """As `CachePort.leave`.
-
-        Raises:
-            CacheLost: it is not there.
-        """
-        await self._call("leave", holder)
-
-    async def _call(self, method: str, argument: Any) -> Any:
-        try:
-            if self._actor is None:
-                self._actor = await asyncio.to_thread(
-                    ray.get_actor, self._name, namespace=RAY_NAMESPACE
-                )
-            return await getattr(self._actor, method).remote(argument)
-        except (ValueError, ray.exceptions.RayError) as error:
-            self._actor = None
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            raise CacheLost(why, is_gone=isinstance(error, ValueError)) from error
-
-
 def _opened(caching: Caching, store: str | None) -> Answers:
     if (url := caching.redis_url) is not None:
         return open_redis_answers(url, ttl_s=caching.ttl_s)
     return open_sql_answers(caching, store)
-
-
-def _packed(message: Tell | Told) -> bytes:
-    # As scheduler_wire.py does: Ray's own pickler takes over twice the time.
-    return pickle.dumps(message, protocol=5)
-
-
-def _unpacked(message: bytes, kind: type[_Message]) -> _Message:
-    told = pickle.loads(message)  # noqa: S301 - both ends are processes of one cluster
-    assert isinstance(told, kind)
-    return told

@@ -15,16 +15,18 @@ from decimal import Decimal
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from anthropic.types import Usage
 
 from agentcloud.cluster.config_models import HostedModel
 from agentcloud.cluster.config_models import Prices as PriceOverride
 from agentcloud.cluster.contracts import Feature
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.prices import CacheTtl, PriceList, PriceTier, gpu_seconds_usd, is_unpriced
+
+if TYPE_CHECKING:
+    from anthropic.types import Usage
 
 __all__ = ["Catalog", "HostedEntry", "gpu_seconds_usd", "load_catalog"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import ray
 
 from agentcloud.cluster.batch_client import BatchClient, BatchEndpoint
-from agentcloud.cluster.batcher_actor import BatcherPort
-from agentcloud.cluster.cache_actor import CacheActorPort
+from agentcloud.cluster.batcher_port import BatcherPort
 from agentcloud.cluster.cache_client import CacheClient
+from agentcloud.cluster.cache_port import CacheActorPort
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
     RAY_NAMESPACE,

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from anthropic.types import Message
+if TYPE_CHECKING:
+    from anthropic.types import Message
 
 #: Parameters of `POST /v1/messages`, JSON-able, without `stream`.
 Params = Mapping[str, Any]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
+
+#: What a person reads of an error that is not ours, at most.
+_ERROR_CHARS: Final = 500
 
 
 def _rebuild(cls: type[AgentCloudError], state: dict[str, Any]) -> AgentCloudError:
@@ -322,3 +325,11 @@ class Parked(BaseException):
         self.step = step
         self.question = question
         self.details = details
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: what it said`, one line; our own errors say all by themselves."""
+    text = " ".join(str(error).split())[:_ERROR_CHARS]
+    if isinstance(error, AgentCloudError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

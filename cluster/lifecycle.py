@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 
-from agentcloud.cluster.batcher_actor import start_batcher
 from agentcloud.cluster.cache_actor import bring_cache, stop_cache
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
@@ -95,6 +94,9 @@ def up(
     scheduler = start_scheduler(config)
     batcher = None
     if any(hosted.batch for hosted in config.hosted.values()):
+        # Here, since its Anthropic client takes a second to import, in every command.
+        from agentcloud.cluster.batcher_actor import start_batcher
+
         batcher = start_batcher(config)
     fleet = FleetActor.options(
         name=FLEET_NAME, namespace=RAY_NAMESPACE, lifetime="detached", num_cpus=0

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from anthropic.types import Usage
+if TYPE_CHECKING:
+    from anthropic.types import Usage
 
 _MTOK = Decimal(1_000_000)
 _SECONDS_PER_HOUR = Decimal(3600)

@@ -19,8 +19,9 @@ from agentcloud.cluster.config import load_fleet
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError, TaskError
 from agentcloud.cluster.lifecycle import connect_ray
-from agentcloud.tasks.ledger import Ledger, LedgerJob
+from agentcloud.tasks.ledger import Ledger
 from agentcloud.tasks.ledger_client import find_ledger
+from agentcloud.tasks.ledger_wire import LedgerJob
 from agentcloud.tasks.spec import JobState
 from agentcloud.tasks.submission import Submissions
 

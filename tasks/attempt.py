@@ -16,13 +16,13 @@ from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.cluster.contracts import Receipt, Routing
 from agentcloud.cluster.errors import (
-    AgentCloudError,
     BackendError,
     BudgetExceeded,
     InvalidRequest,
     Parked,
     Refused,
     Unusable,
+    one_line,
 )
 from agentcloud.cluster.explain import considered_as_dict
 from agentcloud.cluster.logs import bound_ids
@@ -32,9 +32,6 @@ from agentcloud.tasks.recorder import TaskRecorder
 from agentcloud.tasks.spec import Asked, JobSpec, TaskEnd, TaskInput, TaskResult
 
 log = structlog.get_logger()
-
-#: What a person reads of an agent's own error, at most.
-_ERROR_CHARS = 500
 
 
 async def attempt_task(
@@ -162,14 +159,6 @@ def judge(error: BaseException, spec: JobSpec, task_id: str) -> TaskEnd:
         anthropic.InternalServerError,
     )
     return TaskEnd.PASSING if isinstance(error, passing) else TaskEnd.FAILED
-
-
-def one_line(error: BaseException) -> str:
-    """`ValueError: what it said`, one line; our own errors say all by themselves."""
-    text = " ".join(str(error).split())[:_ERROR_CHARS]
-    if isinstance(error, AgentCloudError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def json_output(value: Any) -> Any:

@@ -94,7 +94,7 @@ def endpoints_command(address: GcsAddressOpt = None, as_json: JsonOpt = False) -
     import ray
 
     from agentcloud.cluster import lifecycle
-    from agentcloud.cluster.cache_actor import find_cache
+    from agentcloud.cluster.cache_port import find_cache
     from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 
     lifecycle.connect_ray(address)

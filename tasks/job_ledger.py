@@ -10,9 +10,8 @@ from typing import Any
 
 from agentcloud.tasks.board import Begun, Ended, FormerRuns
 from agentcloud.tasks.budgets import Budgets
-from agentcloud.tasks.ledger import PAGE
 from agentcloud.tasks.ledger_client import LedgerClient, ask_ledger
-from agentcloud.tasks.ledger_tables import EndRow, StartRow, StepRow
+from agentcloud.tasks.ledger_wire import PAGE, EndRow, StartRow, StepRow
 from agentcloud.tasks.results import Results
 from agentcloud.tasks.spec import Asked, JobRecord, JobSpec, JobState, TaskInput, TaskState
 from agentcloud.tasks.tally import Tally

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
@@ -23,88 +22,18 @@ from agentcloud.tasks.ledger_tables import (
     JOBS,
     STEPS,
     TASKS,
-    ContentRow,
-    EndRow,
-    StartRow,
     Statements,
-    StepRow,
 )
+from agentcloud.tasks.ledger_wire import PAGE, EndRow, LedgerJob, Put, Recalled, StartRow
 from agentcloud.tasks.spec import TaskState
 from agentcloud.tasks.step_ids import task_prefix
 
 #: The ledger's file, where it is SQLite.
 FILE: Final = "ledger.db"
-#: Tasks that are told at once.
-PAGE: Final = 2_000
 #: Errors that the same answers would bring about again.
 _BY_MODEL: Final = frozenset({"OutputInvalid", "Refused", "TurnLimit"})
 #: After a step's ids nothing begins with this letter.
 _PAST_HEX: Final = "g"
-
-
-@dataclass(slots=True)
-class Put:
-    """What is to be written for one run of a job; `is_stale` once a later run has begun."""
-
-    job_id: str
-    epoch: int
-    steps: Sequence[StepRow] = ()
-    contents: Sequence[ContentRow] = ()
-    starts: Sequence[StartRow] = ()
-    ends: Sequence[EndRow] = ()
-    is_stale: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """What is known of a task that was begun before.
-
-    Attributes:
-        answers: recorded answers (JSON) by step.
-        sent: steps that a paid lease was granted for, and that may have been answered.
-        owed: leases of recorded steps whose cost the scheduler has not been told, with that cost.
-    """
-
-    answers: dict[str, bytes] = field(default_factory=dict)
-    sent: frozenset[str] = frozenset()
-    owed: tuple[tuple[str, Decimal], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerJob:
-    """A job as the ledger knows it.
-
-    Attributes:
-        origin: what its submitter gave, for whoever resumes it.
-        record: as its last run ended; None: none has.
-        spent_usd: by the runs that have ended, what is unknown at its reservation.
-    """
-
-    job_id: str
-    epoch: int
-    state: str
-    spec: str
-    origin: dict[str, Any]
-    record: dict[str, Any] | None
-    created_unix_s: float
-    ended_unix_s: float | None
-    spent_usd: Decimal
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        spec = json.loads(self.spec)
-        return {
-            "job_id": self.job_id,
-            "agent": spec.get("agent"),
-            "state": self.state,
-            "run": self.epoch,
-            "output": spec.get("output"),
-            "labels": spec.get("labels", {}),
-            "created_unix_s": self.created_unix_s,
-            "ended_unix_s": self.ended_unix_s,
-            "spent_usd": format(self.spent_usd, "f"),
-            "record": self.record,
-        }
 
 
 class Ledger:

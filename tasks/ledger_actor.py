@@ -22,10 +22,9 @@ from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.patience import PATIENCE_S
 from agentcloud.cluster.ray_session import head_resources
 from agentcloud.cluster.sql import cause
-from agentcloud.tasks.ledger import Ledger, LedgerJob, Put, Recalled
-from agentcloud.tasks.ledger_tables import EndRow, StartRow
+from agentcloud.tasks.ledger import Ledger
+from agentcloud.tasks.ledger_wire import LEDGER_NAME, EndRow, LedgerJob, Put, Recalled, StartRow
 
-LEDGER_NAME: Final = "ledger"
 #: Calls that wait for the disk each take one of these.
 _MAX_CALLS: Final = 100_000
 

@@ -13,9 +13,15 @@ import ray
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError, RunReplaced
 from agentcloud.cluster.patience import asked
-from agentcloud.tasks.ledger import Put, Recalled
-from agentcloud.tasks.ledger_actor import LEDGER_NAME
-from agentcloud.tasks.ledger_tables import ContentRow, EndRow, StartRow, StepRow
+from agentcloud.tasks.ledger_wire import (
+    LEDGER_NAME,
+    ContentRow,
+    EndRow,
+    Put,
+    Recalled,
+    StartRow,
+    StepRow,
+)
 
 #: Hashes of contents that are known to be stored: parts that many tasks share travel once.
 _REMEMBERED: Final = 50_000

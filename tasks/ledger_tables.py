@@ -1,8 +1,6 @@
-"""The ledger's tables, its rows as they travel, and the statements that write them."""
+"""The ledger's tables and the statements that write them."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from sqlalchemy import (
     Column,
@@ -68,66 +66,6 @@ CONTENTS = Table(
     Column("parent", String(64)),
     Column("body", LargeBinary, nullable=False),
 )
-
-
-class ContentRow(NamedTuple):
-    """A part of a request, stored once.
-
-    Attributes:
-        hash: of the part and everything before it.
-        parent: hash of what comes before it; None: it is the first.
-        body: JSON.
-    """
-
-    hash: str
-    parent: str | None
-    body: bytes
-
-
-class StepRow(NamedTuple):
-    """A step that a task has made.
-
-    Attributes:
-        step: its id (`step_ids.py`).
-        kind: `model`, `tool` or `step`.
-        name: the model's, the tool's or the function's.
-        settings: hash of the request without its messages; None where nothing was asked.
-        history: hash of the last message, and so of the whole conversation.
-        answer: JSON.
-        lease_id: of a paid answer; else None.
-        lease_usd: what that lease cost; None: unknown.
-    """
-
-    step: str
-    task_id: str
-    kind: str
-    name: str
-    settings: str | None
-    history: str | None
-    answer: bytes
-    lease_id: str | None = None
-    lease_usd: str | None = None
-
-
-class StartRow(NamedTuple):
-    """A task that is started; `item` is its input as JSON."""
-
-    task_id: str
-    place: int
-    attempts: int
-    extra_used: int
-    item: str
-
-
-class EndRow(NamedTuple):
-    """A task that has ended; `line` is its line of the results file."""
-
-    task_id: str
-    place: int
-    state: str
-    attempts: int
-    extra_used: int
-    line: str
 
 
 class Statements:

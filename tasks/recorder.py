@@ -13,9 +13,8 @@ from agentcloud.cluster.contracts import EndpointKind, Receipt
 from agentcloud.cluster.errors import AnswerUnknown
 from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.ports import Step
-from agentcloud.tasks.ledger import Recalled
 from agentcloud.tasks.ledger_client import LedgerPort
-from agentcloud.tasks.ledger_tables import StepRow
+from agentcloud.tasks.ledger_wire import Recalled, StepRow
 from agentcloud.tasks.spec import OnUnknown
 from agentcloud.tasks.step_ids import Asked, asked, step_id, task_prefix
 

@@ -21,7 +21,7 @@ from agentcloud.tasks.money import show_usd
 from agentcloud.tasks.spec import EndpointTotals, JobRecord
 
 if TYPE_CHECKING:
-    from agentcloud.tasks.ledger import LedgerJob
+    from agentcloud.tasks.ledger_wire import LedgerJob
     from agentcloud.tasks.spec import Asked
 
 #: The rate is that of the last so many seconds.

@@ -19,12 +19,12 @@ from agentcloud.agents.ports import MessagesClient, MessagesResource
 from agentcloud.cluster.catalog import load_catalog
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import Receipt
-from agentcloud.cluster.errors import ConfigError, StepMismatch
+from agentcloud.cluster.errors import ConfigError, StepMismatch, one_line
 from agentcloud.cluster.ports import Step
 from agentcloud.cluster.tiers import FleetTiers
-from agentcloud.tasks.attempt import call_summary, json_output, one_line
-from agentcloud.tasks.ledger import Ledger, Recalled
-from agentcloud.tasks.ledger_tables import ContentRow, StartRow, StepRow
+from agentcloud.tasks.attempt import call_summary, json_output
+from agentcloud.tasks.ledger import Ledger
+from agentcloud.tasks.ledger_wire import ContentRow, Recalled, StartRow, StepRow
 from agentcloud.tasks.recorder import TaskRecorder
 from agentcloud.tasks.spec import JobSpec, OnUnknown
 

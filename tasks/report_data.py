@@ -12,7 +12,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from agentcloud.tasks.ledger import PAGE, Ledger, LedgerJob
+from agentcloud.tasks.ledger import Ledger
+from agentcloud.tasks.ledger_wire import PAGE, LedgerJob
 
 #: Tasks that are listed as the slowest.
 SLOWEST: Final = 20

@@ -17,8 +17,9 @@ from agentcloud.cluster.config import load_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.lifecycle import connect_ray
 from agentcloud.tasks.jobs import fetch, find_supervisor
-from agentcloud.tasks.ledger import Ledger, LedgerJob
+from agentcloud.tasks.ledger import Ledger
 from agentcloud.tasks.ledger_client import find_ledger
+from agentcloud.tasks.ledger_wire import LedgerJob
 from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnUnknown
 
 T = TypeVar("T")

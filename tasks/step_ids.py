@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pydantic_core import to_jsonable_python
 
-from agentcloud.tasks.ledger_tables import ContentRow
+from agentcloud.tasks.ledger_wire import ContentRow
 
 _TASK_BYTES: Final = 10
 _STEP_BYTES: Final = 14

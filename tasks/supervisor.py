@@ -20,9 +20,8 @@ import ray
 import structlog
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
-from agentcloud.cluster.errors import AgentCloudError
+from agentcloud.cluster.errors import AgentCloudError, one_line
 from agentcloud.cluster.logs import configure_logs
-from agentcloud.tasks.attempt import one_line
 from agentcloud.tasks.board import Board
 from agentcloud.tasks.budgets import Budgets
 from agentcloud.tasks.facts import TELL_EVERY_S, FactBook, tell
@@ -39,7 +38,7 @@ from agentcloud.tasks.spec import (
     check_job_change,
 )
 from agentcloud.tasks.tally import Tally
-from agentcloud.tasks.worker import WorkerActor
+from agentcloud.tasks.worker_actor import WorkerActor
 
 log = structlog.get_logger()
 

@@ -1,4 +1,4 @@
-"""A Ray actor that runs many agent tasks at once.
+"""What a worker's process does: it runs many agent tasks at once.
 
 The worker pulls: one call to its supervisor brings outcomes there and new tasks back, so the
 driver's cost per task is a fraction of an actor call.
@@ -36,7 +36,7 @@ MOST_TASKS = 10_000
 
 
 class Worker:
-    """The body of a worker actor.
+    """The body of a worker actor (worker_actor.py).
 
     Args:
         name: its actor name, `worker:<job>:<i>`.
@@ -143,6 +143,3 @@ class Worker:
                     continue
             self._wake.clear()
             return
-
-
-WorkerActor = ray.remote(Worker)

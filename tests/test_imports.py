@@ -1,8 +1,13 @@
-"""Who may import what: read from the source, so that nothing need be importable here."""
+"""Who may import what: read from the source, so that nothing need be importable here.
+
+And, in fresh interpreters, which processes do without the packages that take long to load.
+"""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +95,24 @@ def test_our_packages_are_imported_by_their_full_names(folder: str) -> None:
         for module, _ in imports(path):
             assert module.split(".")[0] not in LAYERS, f"{shown(path)} imports {module}"
             assert not module.startswith("."), f"{shown(path)} imports {module}"
+
+
+#: What a module's process never uses; `anthropic` takes a second of CPU to load.
+SPARED = {
+    "agentcloud.cluster.scheduler_actor": ["anthropic"],
+    "agentcloud.cluster.cache_actor": ["anthropic"],
+    "agentcloud.cluster.fleet": ["anthropic", "sqlalchemy"],
+    "agentcloud.cluster.connect": ["sqlalchemy"],
+    "agentcloud.tasks.ledger_actor": ["anthropic"],
+    "agentcloud.tasks.supervisor": ["anthropic", "sqlalchemy"],
+    "agentcloud.tasks.worker": ["sqlalchemy"],
+    "agentcloud.tasks.job_main": ["anthropic"],
+    "agentcloud.tasks.cli": ["anthropic", "sqlalchemy", "ray"],
+}
+
+
+@pytest.mark.parametrize("module", SPARED)
+def test_processes_load_nothing_heavy_that_they_do_not_use(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {set(SPARED[module])}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr

@@ -9,7 +9,8 @@ import pytest
 import ray
 
 from agentcloud.cluster.batch_client import BatchClient
-from agentcloud.cluster.batcher_actor import BatcherPort, start_batcher
+from agentcloud.cluster.batcher_actor import start_batcher
+from agentcloud.cluster.batcher_port import BatcherPort
 from agentcloud.cluster.config import parse_fleet
 from agentcloud.cluster.sandbox import BatchSettings, Sandbox, SandboxConfig
 from tests.cluster.batching import FAST, WITH_BATCH, ask, asked

@@ -17,13 +17,12 @@ import ray
 
 from agentcloud.cluster import lifecycle
 from agentcloud.cluster.cache_actor import (
-    CacheActorPort,
     bring_cache,
-    find_cache,
     start_cache,
     stop_cache,
 )
 from agentcloud.cluster.cache_client import CacheClient
+from agentcloud.cluster.cache_port import CacheActorPort, find_cache
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.connect import connect, endpoint_opener
 from agentcloud.cluster.contracts import Receipt

@@ -10,7 +10,8 @@ import yaml
 
 from agentcloud.cluster.errors import ConfigError, TaskCancelled, TaskError
 from agentcloud.tasks.after import looking, wait_for_jobs
-from agentcloud.tasks.ledger import Ledger, LedgerJob
+from agentcloud.tasks.ledger import Ledger
+from agentcloud.tasks.ledger_wire import LedgerJob
 from agentcloud.tasks.spec import JobRecord, JobState
 from tests.tasks.conftest import hosted_fleet
 

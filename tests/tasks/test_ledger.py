@@ -9,8 +9,8 @@ import pytest
 
 from agentcloud.cluster.journal import Batch, BudgetRow, LeaseEnd, LeaseState, PaidLease
 from agentcloud.cluster.store import open_store
-from agentcloud.tasks.ledger import PAGE, Ledger, Put
-from agentcloud.tasks.ledger_tables import EndRow, StartRow, StepRow
+from agentcloud.tasks.ledger import Ledger
+from agentcloud.tasks.ledger_wire import PAGE, EndRow, Put, StartRow, StepRow
 from agentcloud.tasks.step_ids import asked, step_id, task_prefix
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from agentcloud.agents.agent import Context
 from agentcloud.agents.approval import APPROVAL, Approval
 from agentcloud.cluster.errors import AgentError, AnswerUnknown, Parked
-from agentcloud.tasks.ledger import Recalled
-from agentcloud.tasks.ledger_tables import ContentRow, StepRow
+from agentcloud.tasks.ledger_wire import ContentRow, Recalled, StepRow
 from agentcloud.tasks.recorder import TaskRecorder
 from agentcloud.tasks.spec import OnUnknown
 from agentcloud.tasks.step_ids import asked, step_id, task_prefix

@@ -14,8 +14,8 @@ from agentcloud.agents.agent import Agent, Context, agent, run_agent
 from agentcloud.cluster.errors import ContextTooLong, StepMismatch
 from agentcloud.tasks import replay as replaying
 from agentcloud.tasks.board import Board
-from agentcloud.tasks.ledger import Ledger, Put, Recalled
-from agentcloud.tasks.ledger_tables import ContentRow, EndRow, StartRow, StepRow
+from agentcloud.tasks.ledger import Ledger
+from agentcloud.tasks.ledger_wire import ContentRow, EndRow, Put, Recalled, StartRow, StepRow
 from agentcloud.tasks.recorder import TaskRecorder
 from agentcloud.tasks.replay import find_task
 from agentcloud.tasks.report import report_html
