@@ -18,14 +18,12 @@ from agentcloud.cluster.cache_store import Answers, open_sql_answers
 from agentcloud.cluster.cache_wire import Tell, packed, unpacked
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.config_rules import Caching
-from agentcloud.cluster.contracts import CACHE_NAME, RAY_NAMESPACE
+from agentcloud.cluster.contracts import CACHE_NAME
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.head_actor import start_on_head
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import EXPORT_EVERY_S
-from agentcloud.cluster.ray_session import head_resources
 
-#: Each process has one `wait` under way.
-_MAX_CALLS: Final = 100_000
 _CONTROL_TIMEOUT_S: Final = 60.0
 
 log = structlog.get_logger()
@@ -144,17 +142,8 @@ def start_cache(
     name: str = CACHE_NAME,
     holder_timeout_s: float = HOLDER_TIMEOUT_S,
 ) -> Any:
-    """Start the cluster's cache on the head's machine, also after a restart."""
-    return CacheActor.options(
-        name=name,
-        namespace=RAY_NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=_MAX_CALLS,
-        num_cpus=0,
-        resources=head_resources(),
-    ).remote(caching, store, holder_timeout_s)
+    """Start the cluster's cache, or find the running one."""
+    return start_on_head(CacheActor, name, caching, store, holder_timeout_s)
 
 
 def stop_cache(name: str = CACHE_NAME) -> None:

@@ -17,8 +17,6 @@ from ray._private import ray_constants
 from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import ConfigError
 
-#: Ray's own resource of the head's machine.
-_HEAD: Final = "node:__internal_head__"
 _KNOCK_S: Final = 5.0
 _CLUSTER_SWITCH: Final = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
 
@@ -176,8 +174,3 @@ def _ray_info() -> RayInfo:
 
 def _one_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def head_resources() -> dict[str, float] | None:
-    """What keeps an actor on the head's machine, where its files are, also after a restart."""
-    return {_HEAD: 0.001} if _HEAD in ray.cluster_resources() else None

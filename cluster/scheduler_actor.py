@@ -34,11 +34,11 @@ from agentcloud.cluster.contracts import (
 )
 from agentcloud.cluster.decisions import Decision, Granted
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.head_actor import start_on_head
 from agentcloud.cluster.journal import Batch, Journal, is_paid
 from agentcloud.cluster.leases import Expired
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.metrics import CallMetrics
-from agentcloud.cluster.ray_session import head_resources
 from agentcloud.cluster.scheduler import (
     SchedulerCore,
 )
@@ -55,8 +55,6 @@ GC_OBJECTS: Final = 20_000
 #: A scheduler that has just started is told its endpoints within this.
 REJOIN_S: Final = 15.0
 _KEEP_ALIVE_S: Final = 5.0
-#: Long-lived streams each take one of these.
-_MAX_CALLS: Final = 100_000
 _LONGEST_SLEEP_S: Final = 60.0
 
 log = structlog.get_logger()
@@ -349,17 +347,11 @@ SchedulerActor = ray.remote(concurrency_groups={"control": 16})(Scheduler)
 
 
 def start_scheduler(config: FleetConfig, *, holder_timeout_s: float = HOLDER_TIMEOUT_S) -> Any:
-    """Start the cluster's scheduler, detached and restarted by Ray; or find the running one.
-
-    It stays on the head's machine, where its store's file is, also after a restart.
-    """
-    return SchedulerActor.options(
-        name=SCHEDULER_NAME,
-        namespace=RAY_NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=_MAX_CALLS,
-        num_cpus=0,
-        resources=head_resources(),
-    ).remote(config, holder_timeout_s=holder_timeout_s, fleet=uuid.uuid4().hex)
+    """Start the cluster's scheduler, or find the running one."""
+    return start_on_head(
+        SchedulerActor,
+        SCHEDULER_NAME,
+        config,
+        holder_timeout_s=holder_timeout_s,
+        fleet=uuid.uuid4().hex,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import ray
 import structlog
@@ -18,15 +18,12 @@ from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fault_points import reached
 from agentcloud.cluster.group_writer import RETRY_S, GroupWriter
+from agentcloud.cluster.head_actor import start_on_head
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.patience import PATIENCE_S
-from agentcloud.cluster.ray_session import head_resources
 from agentcloud.cluster.sql import cause
 from agentcloud.tasks.ledger import Ledger
 from agentcloud.tasks.ledger_wire import LEDGER_NAME, EndRow, LedgerJob, Put, Recalled, StartRow
-
-#: Calls that wait for the disk each take one of these.
-_MAX_CALLS: Final = 100_000
 
 T = TypeVar("T")
 
@@ -159,9 +156,7 @@ LedgerActor = ray.remote(LedgerService)
 
 
 def start_ledger(store: str | None) -> Any:
-    """Start the cluster's ledger, detached and restarted by Ray; or find the running one.
-
-    It stays on the head's machine, where its file is, also after a restart.
+    """Start the cluster's ledger, or find the running one.
 
     Args:
         store: fleet.yaml's `store:`.
@@ -169,16 +164,7 @@ def start_ledger(store: str | None) -> Any:
     Raises:
         ConfigError: its database cannot be used.
     """
-    actor = LedgerActor.options(
-        name=LEDGER_NAME,
-        namespace=RAY_NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=_MAX_CALLS,
-        num_cpus=0,
-        resources=head_resources(),
-    ).remote(store)
+    actor = start_on_head(LedgerActor, LEDGER_NAME, store)
     try:
         ray.get(actor.ping.remote(), timeout=60)
     except ray.exceptions.RayTaskError as error:
