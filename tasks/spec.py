@@ -303,6 +303,14 @@ class TaskResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Handout:
+    """Answer to a worker: tasks to start, and whether no more will come."""
+
+    tasks: tuple[TaskInput, ...]
+    is_over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointTotals:
     """What one endpoint did for a job; None where nothing was measured.
 

@@ -1,4 +1,4 @@
-"""The Ray actor `job:<id>`: feeds workers, collects outcomes, writes results.
+"""The Ray actor `job:<id>`: feeds its crew of workers, collects outcomes, writes results.
 
 `run` owns its supervisor, which ends with it. `submit`'s is detached and mirrored by the driver of
 its Ray job: when the driver falls silent (its Ray job was stopped or killed) the supervisor stops
@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ray
 import structlog
 
-from agentcloud.cluster.contracts import RAY_NAMESPACE
 from agentcloud.cluster.errors import AgentCloudError, one_line
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.tasks.board import Board
 from agentcloud.tasks.budgets import Budgets
+from agentcloud.tasks.crew import ERROR, Crew, end_former
 from agentcloud.tasks.facts import TELL_EVERY_S, FactBook, tell
 from agentcloud.tasks.job_ledger import JobLedger, begin_run
 from agentcloud.tasks.results import Results, open_results
 from agentcloud.tasks.sources import read_inputs
 from agentcloud.tasks.spec import (
     Asked,
+    Handout,
     JobRecord,
     JobSpec,
     JobState,
@@ -38,18 +37,13 @@ from agentcloud.tasks.spec import (
     check_job_change,
 )
 from agentcloud.tasks.tally import Tally
-from agentcloud.tasks.worker_actor import WorkerActor
 
 log = structlog.get_logger()
 
 #: After a cancellation, tasks get so long to end before their worker is killed, seconds.
 CANCEL_GRACE_S = 3.0
-#: Workers that die one after another with no task on them: the job cannot run here.
-MAX_IDLE_DEATHS = 3
-
-#: Reasons why a job stops; `budget` comes from the board.
+#: Why a job stops: on request. Others come from the board and the crew.
 _CANCELLED = "cancelled"
-_ERROR = "error"
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -59,14 +53,6 @@ def _once(method: _Method) -> _Method:
     """Ray does not call it again where it lost the answer: what that handed out is nobody's."""
     decorated: _Method = ray.method(max_task_retries=0)(method)
     return decorated
-
-
-@dataclass(frozen=True, slots=True)
-class Handout:
-    """Answer to a worker: tasks to start, and whether no more will come."""
-
-    tasks: tuple[TaskInput, ...]
-    is_over: bool
 
 
 class Supervisor:
@@ -98,11 +84,7 @@ class Supervisor:
         self._told_s = 0.0
         self._results: Results | None = None
         self._board = Board(iter(()), attempts=1, finished_ids=frozenset(), tally=self._tally)
-        self._workers: dict[str, Any] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
-        self._spawned = 0
-        self._idle_deaths = 0
-        self._workers_lost = 0
+        self._crew: Crew | None = None
         self._started_s = time.monotonic()
         self._working_since_s: float | None = None
         self._ended_s: float | None = None
@@ -139,7 +121,7 @@ class Supervisor:
 
     async def _start(self, spec: JobSpec) -> None:
         budgets = Budgets.of_cluster()
-        _end_workers(spec.job_id)
+        end_former(spec.job_id)
         # Its lock comes first: a job that runs elsewhere is not taken from there.
         results = open_results(spec.output, retry_failed=spec.retry_failed)
         try:
@@ -160,17 +142,17 @@ class Supervisor:
             former=former,
         )
         self._move(JobState.RUNNING)
-        for _ in range(spec.workers):
-            self._spawn()
-        self._main = asyncio.create_task(self._run())
+        self._crew = Crew(self._spec, ledger.epoch, self._board, self._write)
+        self._crew.start()
+        self._main = asyncio.create_task(self._run(self._crew))
 
     @_once
     async def exchange(self, worker: str, ended: list[TaskResult], room: int) -> Handout:
         """A worker brings outcomes and asks for at most `room` tasks."""
-        if worker not in self._workers:
+        if self._crew is None or worker not in self._crew:
             return Handout((), is_over=True)  # it was given up on
         if ended:
-            self._idle_deaths = 0
+            self._crew.worked()
         try:
             self._board.settle(worker, ended)
             tasks = self._board.take(worker, room) if room > 0 else []
@@ -178,7 +160,7 @@ class Supervisor:
                 self._working_since_s = time.monotonic()
             await self._write(tasks)
         except AgentCloudError as error:  # the input or the disk went away under the job
-            self._fail(one_line(error))
+            self._crew.fail(one_line(error))
             return Handout((), is_over=False)
         return Handout(tuple(tasks), self._board.is_finished)
 
@@ -196,9 +178,8 @@ class Supervisor:
         self._board.stop(_CANCELLED, reason)
         if self._state is not JobState.STOPPING:
             self._move(JobState.STOPPING)
-        calls = [worker.cancel.remote() for worker in self._workers.values()]
-        with contextlib.suppress(ray.exceptions.RayError):
-            await asyncio.gather(*calls)
+        assert self._crew is not None
+        await self._crew.cancel()
 
     async def pause(self, paused: bool) -> JobRecord:
         """Start no more tasks, or go on; those that run go on."""
@@ -241,10 +222,10 @@ class Supervisor:
         await self._over.wait()
         return self._record()
 
-    async def _run(self) -> None:
+    async def _run(self, crew: Crew) -> None:
         try:
-            await self._until_finished()
-            await self._stop_workers()
+            await self._until_finished(crew)
+            crew.end()
             await self._write()
             if self._results is not None:
                 self._results.close()
@@ -254,7 +235,7 @@ class Supervisor:
             self._move(state)  # last: whoever sees it ends this actor
         except Exception as error:
             log.exception("the supervisor failed", job=self._spec.job_id)
-            self._reason, self._detail = _ERROR, one_line(error)
+            self._reason, self._detail = ERROR, one_line(error)
             with contextlib.suppress(AgentCloudError):  # the ledger may be what failed
                 await self._settle(JobState.FAILED)
             self._state = JobState.FAILED
@@ -264,18 +245,18 @@ class Supervisor:
             self._ended_s = time.monotonic()
             self._over.set()
 
-    async def _until_finished(self) -> None:
+    async def _until_finished(self, crew: Crew) -> None:
         # A worker that has nothing more to do ends by itself, and with the last one the job.
         give_up_s: float | None = None
-        while self._watchers:
-            await asyncio.wait(self._watchers, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+        while crew.is_at_work:
+            await crew.wait(0.1)
             now_s = time.monotonic()
             if now_s - self._told_s >= TELL_EVERY_S:
                 self._told_s = now_s
                 tell(self._spec.kind, self._facts.drain())
             if self._board.stop_reason is not None and self._state is not JobState.STOPPING:
                 self._move(JobState.STOPPING)
-            if self._board.stop_reason in (_CANCELLED, _ERROR):
+            if self._board.stop_reason in (_CANCELLED, ERROR):
                 # Tasks that ignore their cancellation go with their worker.
                 give_up_s = give_up_s or now_s + CANCEL_GRACE_S
                 if now_s > give_up_s:
@@ -290,80 +271,6 @@ class Supervisor:
             and self._board.stop_reason is None
         )
 
-    def _spawn(self) -> None:
-        assert self._ledger is not None
-        # Those of an earlier run may not be gone yet.
-        name = f"worker:{self._spec.job_id}:{self._ledger.epoch}.{self._spawned}"
-        self._spawned += 1
-        here = ray.get_runtime_context().get_node_id()
-        worker = WorkerActor.options(
-            name=name,
-            namespace=RAY_NAMESPACE,
-            num_cpus=0,
-            scheduling_strategy=(
-                ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
-                if self._spec.pin_to_node
-                else "SPREAD"
-            ),
-        ).remote(
-            name,
-            self._spec,
-            math.ceil(self._spec.concurrency / self._spec.workers),
-            ray.get_runtime_context().current_actor,
-            self._ledger.epoch,
-        )
-        self._workers[name] = worker
-        watcher = asyncio.create_task(self._watch(name, worker))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
-
-    async def _watch(self, name: str, worker: Any) -> None:
-        # Three ends of a worker: it ran out of tasks; it could not begin or has a bug (the job
-        # fails); it died (another takes its place and its tasks).
-        try:
-            await worker.run.remote()
-        except ray.exceptions.RayTaskError as error:
-            del self._workers[name]
-            ray.kill(worker)
-            self._board.lose(name, "its worker failed", _now())
-            self._fail(one_line(error.cause if error.cause is not None else error))
-        except ray.exceptions.RayError as error:
-            del self._workers[name]
-            await self._on_death(name, " ".join(str(error).split())[:300])
-        else:
-            del self._workers[name]
-            ray.kill(worker)
-
-    async def _on_death(self, name: str, why: str) -> None:
-        held = self._board.lose(name, _cause_of_death(why), _now())
-        try:
-            await self._write()
-        except AgentCloudError as error:
-            self._fail(one_line(error))
-        if self._board.stop_reason is not None or self._board.is_finished:
-            return
-        self._workers_lost += 1
-        log.warning("a worker died", job=self._spec.job_id, worker=name, held=held, why=why)
-        self._idle_deaths = 0 if held else self._idle_deaths + 1
-        if self._idle_deaths >= MAX_IDLE_DEATHS:
-            self._fail(f"workers keep dying: {why}")
-        else:
-            self._spawn()
-
-    async def _stop_workers(self) -> None:
-        for name, worker in list(self._workers.items()):
-            self._board.lose(name, "the job ended", _now())
-            del self._workers[name]
-            ray.kill(worker)
-        for watcher in list(self._watchers):
-            watcher.cancel()
-
-    def _fail(self, detail: str) -> None:
-        if self._board.stop_reason is None:
-            self._board.stop(_ERROR, detail)
-            for worker in self._workers.values():
-                worker.cancel.remote()
-
     def _end_state(self) -> JobState:
         reason, detail = self._board.stop_reason, self._board.stop_detail
         # Four ends: every input has its line; cancelled; an error of the job as a whole; the
@@ -374,7 +281,7 @@ class Supervisor:
             self._reason = detail
             return JobState.CANCELLED
         self._reason, self._detail = reason, detail
-        return JobState.FAILED if reason == _ERROR else JobState.STOPPED
+        return JobState.FAILED if reason == ERROR else JobState.STOPPED
 
     def _move(self, new: JobState) -> None:
         check_job_change(self._state, new)
@@ -414,7 +321,7 @@ class Supervisor:
             already_done=board.already_done,
             bad_inputs=board.bad_inputs,
             retried=board.retried,
-            workers_lost=self._workers_lost,
+            workers_lost=self._crew.lost if self._crew is not None else 0,
             reused_steps=board.reused,
             resent_calls=board.resent,
             parked=len(board.parked),
@@ -426,23 +333,6 @@ class Supervisor:
             detail=self._detail,
             endpoints=self._tally.endpoints(now_s - (self._working_since_s or now_s)),
         )
-
-
-def _end_workers(job_id: str) -> None:
-    """End workers that a supervisor before this one left: they go on paying for a while."""
-    prefix = f"worker:{job_id}:"
-    for entry in ray.util.list_named_actors(all_namespaces=True):
-        if entry["namespace"] == RAY_NAMESPACE and entry["name"].startswith(prefix):
-            with contextlib.suppress(ValueError, ray.exceptions.RayError):
-                ray.kill(ray.get_actor(entry["name"], namespace=RAY_NAMESPACE))
-
-
-def _cause_of_death(why: str) -> str:
-    return why.split(". ", maxsplit=1)[0] if why else "unknown"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 SupervisorActor = ray.remote(Supervisor)
