@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export VLLM_NO_USAGE_STATS := 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test test-all check format bench faults bench-peers clean
+.PHONY: help setup demo test test-all check format bench faults soak bench-peers clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ bench: $(STAMP)  ## the benchmarks, side by side, ratios printed
 
 faults: $(STAMP)  ## kill every part of a job, 10 rounds each; writes docs/faults.md (an hour)
 	$(BIN)/python -m bench.faults
+
+soak: $(STAMP)  ## a job at full speed for 20 minutes: does anything grow?
+	$(BIN)/python -m bench.soak
 
 bench-peers: $(STAMP)  ## an environment of their own for Ray Serve LLM and LiteLLM
 	PYTHON="$(PYTHON)" bash scripts/setup_peers.sh
