@@ -228,7 +228,10 @@ def _own_clock() -> Iterator[Setting]:
 
 FAULTS: Final[dict[str, Fault]] = {
     "none": Fault(lambda _world, _job: None, _plain),
-    **{kind: Fault(kill(kind), _plain) for kind in ("worker", "supervisor", "scheduler", "ledger")},
+    **{
+        kind: Fault(kill(kind), _plain)
+        for kind in ("worker", "supervisor", "scheduler", "ledger", "fleet")
+    },
     "driver": Fault(kill_driver, _plain),
     "all-of-ray": Fault(kill_ray, _plain, is_slow=True),
     "all-of-ray-submitted": Fault(kill_ray, _plain, {"submitted": True}, is_slow=True),

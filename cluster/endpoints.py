@@ -36,6 +36,12 @@ def replica_name(model: str, index: int) -> str:
     return f"replica:{model}:{index}"
 
 
+def replica_of(name: str) -> tuple[str, int]:
+    """Model and index of a replica, by its name."""
+    model, _, index = name.removeprefix("replica:").rpartition(":")
+    return model, int(index)
+
+
 def hosted_name(account: str, model: str) -> str:
     """Name of a hosted endpoint."""
     return f"{account}/{model}"

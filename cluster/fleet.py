@@ -1,8 +1,11 @@
 """The fleet actor: as many replicas as the load is worth, with the settings in force.
 
-Each replica has a keeper (keeper.py). A loop of some seconds asks the scheduler what waits, decides
-each model's target (scaling.py) and takes the next steps towards it (rollout.py); none of them
-waits for a replica to start, to drain, or for room on the cluster.
+Each replica has a keeper (fleet_replicas.py, keeper.py). A loop of some seconds asks the scheduler
+what waits, decides each model's target (scaling.py) and takes the next steps towards it
+(rollout.py); none of them waits for a replica to start, to drain, or for room on the cluster.
+
+When its process dies, Ray restarts it, and it goes on from its memory (fleet_memory.py) with the
+replicas that run (adopt.py).
 """
 
 from __future__ import annotations
@@ -10,37 +13,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
+from typing import Final
 
 import ray
 import structlog
 
 from agentcloud.cluster.clock import SystemClock
 from agentcloud.cluster.config import FleetConfig
-from agentcloud.cluster.contracts import FLEET_NAME, EndpointSpec
-from agentcloud.cluster.demand import Expected
-from agentcloud.cluster.endpoints import check_fleet, guessed_spec, hosted_specs
+from agentcloud.cluster.contracts import FLEET_NAME
+from agentcloud.cluster.endpoints import check_fleet, hosted_specs
 from agentcloud.cluster.errors import ConfigError
+from agentcloud.cluster.fleet_memory import FleetMemory
+from agentcloud.cluster.fleet_replicas import FleetReplicas
 from agentcloud.cluster.fleet_report import ReplicaGauge, fleet_status
-from agentcloud.cluster.fleet_status import FleetStatus, ReplicaState
-from agentcloud.cluster.keeper import Keeper, end, scheduler
+from agentcloud.cluster.fleet_status import FleetStatus
+from agentcloud.cluster.keeper import end, scheduler
 from agentcloud.cluster.launch import StartReplica, degrees_of
 from agentcloud.cluster.logs import configure_logs
 from agentcloud.cluster.model_state import ModelState
+from agentcloud.cluster.patience import asked
 from agentcloud.cluster.placement_ray import ray_nodes
-from agentcloud.cluster.prefix_reports import PrefixReports
 from agentcloud.cluster.replica import start_replica
-from agentcloud.cluster.rollout import steps
 from agentcloud.cluster.scaling import Scaler
+from agentcloud.cluster.telling import report_loads, tell
 
 log = structlog.get_logger()
 
+#: Replicas that run have said so within this, after a restart; others are starting.
+_JOIN_S: Final = 10.0
 
-class Fleet:
+
+class Fleet(FleetReplicas):
     """The body of the fleet actor.
 
     Args:
-        config: what to run.
+        config: what to run; a restarted one has what was applied since.
         where: how errors name its file.
         start_one: creates a replica's actor.
     """
@@ -49,19 +56,12 @@ class Fleet:
         self, config: FleetConfig, where: str, start_one: StartReplica = start_replica
     ) -> None:
         configure_logs(actor=FLEET_NAME)
-        self.config = config
-        self._where = where
-        self._start_one = start_one
-        self._keepers: dict[str, Keeper] = {}
-        self._models: dict[str, ModelState] = {}
+        super().__init__(config, where, start_one)
         self._scaler = Scaler(SystemClock(), config)
-        self._failure: str | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._drains: dict[str, asyncio.Task[None]] = {}
-        self._wake = asyncio.Event()
-        self._hosted: list[EndpointSpec] = []
         self._gauge = ReplicaGauge()
-        self.prefixes = PrefixReports()
+        self._join_by_s = 0.0
+        if (before := self._memory.recall(self._actor)) is not None:
+            self._go_on(before)
 
     def __repr__(self) -> str:
         return FLEET_NAME
@@ -69,30 +69,27 @@ class Fleet:
     # -- what is asked of the actor
 
     async def start(self) -> None:
-        """Begin to start everything; returns at once.
+        """Begin to start everything; returns at once, also where that has begun already.
 
         Raises:
             ConfigError: a model cannot be placed, or a key is missing on this node.
         """
+        if self._tasks:
+            return  # Ray has restarted this actor and asks again for what it asked before
         self._check(self.config, self._where)
         self._hosted = hosted_specs(self.config)
-        self._models = {name: ModelState(settings) for name, settings in self.config.models.items()}
-        await self._tell()
-        for name, model in self._models.items():
+        self.models = {name: ModelState(settings) for name, settings in self.config.models.items()}
+        await tell(self)
+        self._memory.clear()
+        self._remember()
+        for name, model in self.models.items():
             for _ in range(model.least):
                 self._add(name)
-        self._spawn(self._report_loads())
-        self._spawn(self._follow_load())
+        self._run()
 
     def status(self) -> FleetStatus:
         """Every replica and model as it is now."""
-        return fleet_status(self._models, list(self._keepers.values()), self._failure)
-
-    def endpoints(self) -> list[EndpointSpec]:
-        """Everything that serves now."""
-        keepers = self._keepers.values()
-        ready = [k.spec for k in keepers if k.spec and k.state is ReplicaState.READY]
-        return [*ready, *self._hosted]
+        return fleet_status(self.models, list(self.keepers.values()), self._failure)
 
     async def scale(self, model: str, replicas: int) -> None:
         """Set a model's number of replicas by hand; returns when those too many are drained.
@@ -100,15 +97,17 @@ class Fleet:
         Raises:
             ConfigError: no such model, or a negative number.
         """
-        if model not in self._models:
-            known = ", ".join(self._models) or "none"
+        if model not in self.models:
+            known = ", ".join(self.models) or "none"
             raise ConfigError(f"no local model {model!r} (known: {known})")
         if replicas < 0:
             raise ConfigError(f"replicas must be 0 or more (given: {replicas})")
-        self._models[model].pin(replicas)
-        await self._tell()
+        await self._joined()
+        self.models[model].pin(replicas)
+        self._remember()
+        await tell(self)
         self._step(model)
-        drains = [task for name, task in self._drains.items() if self._keepers[name].model == model]
+        drains = [task for name, task in self._drains.items() if self.keepers[name].model == model]
         await asyncio.gather(*drains)
 
     async def apply(self, config: FleetConfig, where: str) -> list[str]:
@@ -122,32 +121,35 @@ class Fleet:
             ConfigError: something of it is wrong; then nothing changes.
         """
         self._check(config, where)
+        await self._joined()
         changes: list[str] = []
-        for name in [name for name in self._models if name not in config.models]:
+        for name in [name for name in self.models if name not in config.models]:
             changes.append(f"{name}: leaves")
-            self._models[name].pin(0)
-            self._models[name].is_leaving = True
+            self.models[name].pin(0)
+            self.models[name].is_leaving = True
         for name, settings in config.models.items():
-            known = self._models.get(name)
+            known = self.models.get(name)
             if known is None or known.is_leaving:
                 changes.append(f"{name}: new, {settings.replicas} replicas")
-                self._models[name] = ModelState(settings)
+                self.models[name] = ModelState(settings)
             elif known.settings != settings:
                 changes.append(f"{name}: {known.take(settings)}")
                 for keeper in self._of(name):
                     if not known.is_outdated(keeper.settings):
                         await keeper.reprice(settings)
+                        self._memory.keep_replica(keeper.name, settings)
                         known.spec = keeper.spec
         before = {spec.name for spec in self._hosted}
         self._hosted = hosted_specs(config)
         gone = before - {spec.name for spec in self._hosted}
         self.config, self._where, self._failure = config, where, None
         self._scaler.configure(config)
-        await scheduler().configure.remote(config)
-        await self._tell()
+        await asked(lambda: scheduler().configure.remote(config))
+        await tell(self)
         if gone:
-            await scheduler().unregister.remote(sorted(gone))
-        for name in list(self._models):
+            await asked(lambda: scheduler().unregister.remote(sorted(gone)))
+        self._remember()
+        for name in list(self.models):
             self._step(name)
         for line in changes:
             log.info("fleet changed", change=line)
@@ -156,55 +158,13 @@ class Fleet:
     async def stop(self) -> None:
         """Stop every replica; nothing of them is left when this returns."""
         await end(*self._tasks, *self._drains.values())
-        await asyncio.gather(*(keeper.stop() for keeper in self._keepers.values()))
-
-    # -- what keepers tell
-
-    def serves(self, keeper: Keeper, took_s: float) -> None:
-        """As `Home.serves`."""
-        model = self._models.get(keeper.model)
-        if model is not None and not model.is_outdated(keeper.settings):
-            first = model.served(keeper.settings, keeper.spec, took_s)
-            if first:
-                self._spawn(self._tell())
-        self._wake.set()
-
-    def failed(self, keeper: Keeper, why: str) -> bool:
-        """As `Home.failed`: settings that have served before are tried again."""
-        model = self._models.get(keeper.model)
-        self._wake.set()
-        if model is None or model.is_outdated(keeper.settings):
-            return False
-        if model.has_served(keeper.settings):
-            return True
-        self._failure = f"{keeper.name} did not start: {why}"
-        if model.go_back():
-            self._failure += f"; {keeper.model} keeps its former settings"
-        else:
-            model.breaks(why)
-        log.error("replica did not start", endpoint=keeper.name, why=why)
-        self._spawn(self._tell())
-        return False
-
-    def found_no_room(self, keeper: Keeper, why: str) -> bool:
-        """As `Home.found_no_room`: what is needed at least is asked for again."""
-        model = self._models.get(keeper.model)
-        self._wake.set()
-        if model is None:
-            return False
-        if keeper.settings.replicas.is_fixed:
-            return self.failed(keeper, why)
-        model.start_s = max(model.start_s or 0.0, self.config.scaling.pending_s)
-        self._spawn(self._tell())  # those that wait learn how long it may take
-        others = [k for k in self._of(keeper.model) if k is not keeper and k.is_live]
-        if len(others) < max(model.least, 1):
-            return True
-        model.no_room(len(others), self.config.scaling.pending_s, why)
-        return False
+        await asyncio.gather(*(keeper.stop() for keeper in self.keepers.values()))
+        self._memory.clear()  # at last: one that dies before goes on, and is asked to stop again
 
     # -- following the load
 
     async def _follow_load(self) -> None:
+        await self._joined()
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self.config.scaling.every_s)
@@ -219,15 +179,15 @@ class Fleet:
     async def _look(self) -> None:
         demand = await scheduler().demand.remote()
         now_s = time.monotonic()
-        mended = [model for model in self._models.values() if model.mends(now_s)]
+        mended = [model for model in self.models.values() if model.mends(now_s)]
         if mended:
-            await self._tell()
+            await tell(self)
         crews = {
             name: model.crew(self._of(name), self.config.scaling.start_s, now_s)
-            for name, model in self._models.items()
+            for name, model in self.models.items()
         }
         for name, target in self._scaler.decide(demand, crews).items():
-            model = self._models[name]
+            model = self.models[name]
             if target.replicas != model.target.replicas:
                 log.info(
                     "scaling",
@@ -241,93 +201,39 @@ class Fleet:
             self._step(name)
         self._gauge.set(self.status())
 
-    def _step(self, name: str) -> None:
-        """Take the next steps of one model towards its target."""
-        model = self._models[name]
-        for keeper in self._of(name):
-            if keeper.state is ReplicaState.STOPPED and keeper.name not in self._drains:
-                del self._keepers[keeper.name]
-        members = [
-            keeper.member(is_current=not model.is_outdated(keeper.settings))
-            for keeper in self._of(name)
-        ]
-        target = min(max(model.target.replicas, model.least), model.most)
-        todo = steps(target, members, self.config.scaling.surge_s)
-        for drained in todo.drain:
-            keeper = self._keepers[drained]
-            log.info("replica drains", endpoint=drained, target=target)
-            self._drains[drained] = asyncio.create_task(self._drain(keeper))
-        if not model.problem:
-            for _ in range(todo.add):
-                self._add(name)
-        if model.is_leaving and not members:
-            del self._models[name]
+    # -- its life, over restarts of its process
 
-    def _add(self, model: str) -> None:
-        used = {keeper.index for keeper in self._of(model)}
-        index = next(index for index in range(len(used) + 1) if index not in used)
-        keeper = Keeper(self, model, index, self._models[model].settings, self._start_one)
-        self._keepers[keeper.name] = keeper
+    def _run(self) -> None:
+        self._spawn(report_loads(self))
+        self._spawn(self._follow_load())
 
-    async def _drain(self, keeper: Keeper) -> None:
-        try:
-            await keeper.drain(self.config.scaling.drain_s)
-        finally:
-            self._drains.pop(keeper.name, None)
-        del self._keepers[keeper.name]
-        self._wake.set()
+    def _go_on(self, before: FleetMemory) -> None:
+        """Take over from the process before this one."""
+        self.config, self._where = before.config, before.where
+        self._hosted = hosted_specs(self.config)
+        self._scaler.configure(self.config)
+        self.models = {name: ModelState.recalled(model) for name, model in before.models.items()}
+        self._adopt()
+        self._join_by_s = asyncio.get_running_loop().time() + _JOIN_S
+        for name, model in self.models.items():
+            model.target = self._scaler.resume(name, len(self._of(name)))
+        self._run()
 
-    def _of(self, model: str) -> list[Keeper]:
-        return [keeper for keeper in self._keepers.values() if keeper.model == model]
-
-    # -- telling the scheduler
-
-    async def _tell(self) -> None:
-        """Tell the scheduler all that serves and all that may come."""
-        start_s = self.config.scaling.start_s
-        expected = [
-            Expected(
-                model.spec or guessed_spec(name, model.settings),
-                model.start_s or start_s,
-                model.problem or None,
-            )
-            for name, model in self._models.items()
-            if model.most
-        ]
-        await scheduler().expect.remote(expected, self.endpoints())
-
-    async def _report_loads(self) -> None:
-        epoch = await scheduler().ping.remote()
-        while True:
-            await asyncio.sleep(self.config.health.report_s)
-            loads = {
-                keeper.name: keeper.seen.report
-                for keeper in self._keepers.values()
-                if keeper.state is ReplicaState.READY
-            }
-            # A scheduler that Ray has just restarted is away for a moment, and then knows nobody.
-            with contextlib.suppress(ray.exceptions.RayError, ValueError):
-                if (now := await scheduler().ping.remote()) != epoch:
-                    await self._tell()
-                    self.prefixes.lost_all()
-                    epoch = now
-                if loads:
-                    await scheduler().report_load.remote(loads, self.prefixes.pop())
-                continue
-            self.prefixes.lost_all()
+    async def _joined(self) -> None:
+        """Wait for adopted replicas: until it is known whether they run, none is taken away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._join_by_s):
+                for keeper in list(self.keepers.values()):
+                    await keeper.joined.wait()
 
     def _check(self, config: FleetConfig, where: str) -> None:
         check_fleet(config, where=where)
         for name, settings in config.models.items():
             # At a start the replicas show it themselves, where any starts.
-            if self._models or not settings.replicas.min:
+            if self.models or not settings.replicas.min:
                 degrees_of(name, settings, ray_nodes())
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
-
-#: The Ray actor class; `Fleet` itself stays importable for its types.
-FleetActor = ray.remote(max_concurrency=64, max_restarts=0)(Fleet)
+#: The Ray actor class; `Fleet` itself stays importable for its types. What it is asked while its
+#: process is restarted waits, and what that process was asked is asked again.
+FleetActor = ray.remote(max_concurrency=64, max_restarts=-1, max_task_retries=-1)(Fleet)

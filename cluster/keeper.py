@@ -16,7 +16,8 @@ from agentcloud.cluster.contracts import RAY_NAMESPACE, SCHEDULER_NAME, Endpoint
 from agentcloud.cluster.endpoints import replica_name, replica_spec
 from agentcloud.cluster.errors import AgentCloudError, NoRoom
 from agentcloud.cluster.fleet_status import ReplicaState, ReplicaStatus
-from agentcloud.cluster.launch import StartReplica, launch_replica
+from agentcloud.cluster.launch import Launched, StartReplica, launch_replica
+from agentcloud.cluster.patience import asked
 from agentcloud.cluster.prefix_reports import PrefixReports
 from agentcloud.cluster.rollout import Member
 from agentcloud.cluster.watch import Observation, death_reason, restart_delay_s
@@ -42,8 +43,8 @@ class Home(Protocol):
         """What replicas say of their caches."""
         ...
 
-    def serves(self, keeper: Keeper, took_s: float) -> None:
-        """A replica is ready, so long after its launch began."""
+    def serves(self, keeper: Keeper, took_s: float | None) -> None:
+        """A replica is ready, so long after its launch began (None: it was adopted)."""
         ...
 
     def failed(self, keeper: Keeper, why: str) -> bool:
@@ -59,21 +60,35 @@ class Keeper:
     """Keeps one replica running with the settings it was made with.
 
     The keeper's task alone changes its state, until it is drained or stopped.
+
+    Args:
+        home: the fleet.
+        model: its name.
+        index: which of the model's replicas.
+        settings: what it runs with.
+        start: creates its actor.
+        adopted: it, where an earlier fleet's process has launched it with these settings.
     """
 
     def __init__(
-        self, home: Home, model: str, index: int, settings: LocalModel, start: StartReplica
+        self,
+        home: Home,
+        model: str,
+        index: int,
+        settings: LocalModel,
+        start: StartReplica,
+        adopted: Launched | None = None,
     ) -> None:
         self.model, self.index, self.settings = model, index, settings
         self.state = ReplicaState.STARTING
         self.spec: EndpointSpec | None = None
         self.seen = Observation(LoadReport(), 0.0)
         self.launched_s = time.monotonic()
-        self._home = home
-        self._start = start
-        self._actor: Any = None
-        self._group: Any = None
-        self._gpus = 0
+        self._home, self._start = home, start
+        #: Set once it is known whether an adopted replica runs.
+        self.joined = asyncio.Event()
+        self._adopted = adopted
+        self._take(adopted or Launched(None, None, 0))
         self._restarts = 0
         self._quick_deaths = 0
         self._note = ""
@@ -122,7 +137,7 @@ class Keeper:
             )
             self.spec = spec
             self._home.prefixes.lost(self.name)  # to the scheduler it is another one now
-            await scheduler().register.remote([spec])
+            await asked(lambda: scheduler().register.remote([spec]))
 
     async def drain(self, limit_s: float) -> None:
         """No new calls, wait for those running, then stop; what runs on after `limit_s` moves."""
@@ -160,6 +175,7 @@ class Keeper:
                 go_on = self.spec is not None or self._home.failed(self, why)
                 self._quick_deaths += 1
             else:
+                self.joined.set()
                 ready_s, go_on = time.monotonic(), True
                 why = await self._watch()
                 steady = time.monotonic() - ready_s > STEADY_S
@@ -173,25 +189,30 @@ class Keeper:
                 self.state, self._note = ReplicaState.STOPPED, why
                 return
             self.state, self._note = ReplicaState.LOST, why
-            await scheduler().mark_down.remote(self.name, why)
+            await self._mark_down(why)
             await self._clear()
             self._restarts += 1
             await asyncio.sleep(restart_delay_s(max(0, self._quick_deaths - 1)))
 
     async def _launch(self) -> None:
-        launched = await launch_replica(
-            self.name,
-            self.model,
-            self.settings,
-            patience_s=self._home.config.scaling.pending_s,
-            on_pending=self._on_pending,
-            start=self._start,
-        )
-        self._actor, self._group = launched.actor, launched.placement_group
+        adopted, self._adopted = self._adopted, None
+        if adopted is None:
+            self.joined.set()
+            # Where a fleet that goes on did not find it, the scheduler still gives it calls.
+            await self._mark_down("it starts")
+            self._take(
+                await launch_replica(
+                    self.name,
+                    self.model,
+                    self.settings,
+                    patience_s=self._home.config.scaling.pending_s,
+                    on_pending=self._on_pending,
+                    start=self._start,
+                )
+            )
         self.state, self._note, self._pending_since_s = ReplicaState.STARTING, "", None
         info = await self._actor.ready.remote()
-        self._gpus = launched.degrees.ranks if self.settings.gpu else 0
-        self.spec = replica_spec(
+        spec = self.spec = replica_spec(
             self.model,
             self.index,
             self.settings,
@@ -201,10 +222,18 @@ class Keeper:
         )
         self._home.prefixes.lost(self.name)
         self.seen = Observation(LoadReport(), time.monotonic())
-        await scheduler().register.remote([self.spec])
+        await asked(lambda: scheduler().register.remote([spec]))
         self.state, self._note = ReplicaState.READY, ""
-        log.info("replica ready", endpoint=self.name)
-        self._home.serves(self, time.monotonic() - self.launched_s)
+        log.info("replica ready", endpoint=self.name, adopted=adopted is not None)
+        self._home.serves(self, None if adopted else time.monotonic() - self.launched_s)
+
+    def _take(self, launched: Launched) -> None:
+        self._actor, self._group = launched.actor, launched.placement_group
+        self._gpus = launched.gpus
+
+    async def _mark_down(self, why: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayActorError):  # its successor knows nobody
+            await asked(lambda: scheduler().mark_down.remote(self.name, why))
 
     def _on_pending(self, why: str) -> None:
         if self._pending_since_s is None:

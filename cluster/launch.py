@@ -49,11 +49,15 @@ class Degrees:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A replica's actor, still starting, and the GPUs reserved for it (None on the CPU)."""
+    """A replica's actor, which may be starting still, and what is reserved for it (None: nothing).
+
+    Attributes:
+        gpus: those it occupies.
+    """
 
     actor: Any
     placement_group: PlacementGroup | None
-    degrees: Degrees
+    gpus: int
 
 
 def degrees_of(name: str, model: LocalModel, nodes: list[NodeGpus]) -> Degrees:
@@ -153,4 +157,5 @@ async def launch_replica(
         cores=sorted(os.sched_getaffinity(0)),
     )
     room = await reserve(name, settings, degrees, patience_s=patience_s, on_pending=on_pending)
-    return Launched(start(name, engine, **room.options), room.group, degrees)
+    gpus = degrees.ranks if settings.gpu else 0
+    return Launched(start(name, engine, **room.options), room.group, gpus)

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from agentcloud.cluster.adopt import end_replicas
 from agentcloud.cluster.cache_actor import bring_cache, stop_cache
 from agentcloud.cluster.config import FleetConfig
 from agentcloud.cluster.contracts import (
@@ -26,7 +27,9 @@ from agentcloud.cluster.contracts import (
 from agentcloud.cluster.endpoints import check_fleet
 from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.fleet import FleetActor
+from agentcloud.cluster.fleet_memory import Memory
 from agentcloud.cluster.fleet_status import FleetStatus
+from agentcloud.cluster.patience import PATIENCE_S
 from agentcloud.cluster.ray_session import RayInfo, connect_ray, start_local_ray
 from agentcloud.cluster.scheduler_actor import start_scheduler
 
@@ -41,8 +44,8 @@ __all__ = [
     "up",
 ]
 
-#: Methods of long-lived actors that answer at once get this long, seconds.
-CONTROL_TIMEOUT_S = 30.0
+#: Methods of long-lived actors that answer at once get this long, seconds: time to be restarted.
+CONTROL_TIMEOUT_S = PATIENCE_S
 #: An engine takes 40 s on two idle cores; a 70B model minutes to load.
 START_TIMEOUT_S = 1800.0
 #: After `down`, seconds in which every process must be gone.
@@ -127,11 +130,9 @@ def down() -> bool:
         Whether anything was up.
     """
     fleet, scheduler = _actor(FLEET_NAME), _actor(SCHEDULER_NAME)
-    stopped = False
     if fleet is not None:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(fleet.stop.remote(), timeout=STOP_TIMEOUT_S)
-            stopped = True
     batcher = _actor(BATCHER_NAME)
     if batcher is not None:
         with contextlib.suppress(ray.exceptions.RayError):
@@ -141,8 +142,9 @@ def down() -> bool:
         if actor is not None:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(actor)
-    if not stopped:
-        _kill_left_over_replicas()
+    # A fleet that could not be asked has not stopped its replicas: they are detached.
+    end_replicas()
+    Memory().clear()
     return fleet is not None or scheduler is not None
 
 
@@ -209,11 +211,3 @@ def _actor(name: str) -> Any | None:
         return ray.get_actor(name, namespace=RAY_NAMESPACE)
     except ValueError:
         return None
-
-
-def _kill_left_over_replicas() -> None:
-    # A fleet actor that died could not stop its replicas: they are detached, so find them by name.
-    for entry in ray.util.list_named_actors(all_namespaces=True):
-        if entry["namespace"] == RAY_NAMESPACE and entry["name"].startswith("replica:"):
-            with contextlib.suppress(ValueError, ray.exceptions.RayError):
-                ray.kill(ray.get_actor(entry["name"], namespace=RAY_NAMESPACE))

@@ -9,6 +9,7 @@ from typing import Final
 
 from agentcloud.cluster.config_models import LocalModel, Replicas
 from agentcloud.cluster.contracts import EndpointSpec
+from agentcloud.cluster.fleet_memory import ModelMemory
 from agentcloud.cluster.fleet_status import ReplicaState
 from agentcloud.cluster.keeper import Keeper
 from agentcloud.cluster.scaling import Crew, Target
@@ -36,6 +37,24 @@ class ModelState:
         self._mended_s = 0.0
         self._room: tuple[int, float] | None = None
         self.target = Target(self.least, f"the bounds are {settings.replicas}")
+
+    @classmethod
+    def recalled(cls, memory: ModelMemory) -> ModelState:
+        """As it was, as far as it is remembered."""
+        model = cls(memory.settings)
+        if memory.pinned is not None:
+            model.pin(memory.pinned)
+        model._proven, model.is_leaving = memory.proven, memory.is_leaving
+        return model
+
+    def remembered(self) -> ModelMemory:
+        """What is kept of it."""
+        return ModelMemory(
+            settings=self.settings,
+            proven=self._proven,
+            pinned=self._pinned,
+            is_leaving=self.is_leaving,
+        )
 
     @property
     def least(self) -> int:
@@ -74,12 +93,19 @@ class ModelState:
         """Whether a replica with these settings has served."""
         return self._proven is not None and _engine_part(self._proven) == _engine_part(settings)
 
-    def served(self, settings: LocalModel, spec: EndpointSpec | None, took_s: float) -> bool:
-        """A replica with the settings in force is ready; whether it is the first of them."""
+    def served(self, settings: LocalModel, spec: EndpointSpec | None, took_s: float | None) -> bool:
+        """A replica with the settings in force is ready; whether it is the first of them.
+
+        Args:
+            settings: its own.
+            spec: the endpoint it is.
+            took_s: how long its start took; None: it ran already.
+        """
         first = not self.has_served(settings) or self.spec is None
         self._proven, self.spec, self._retry_s = settings, spec, _FIRST_RETRY_S
-        before = self.start_s
-        self.start_s = took_s if before is None else before + _BLEND * (took_s - before)
+        if took_s is not None:
+            before = self.start_s
+            self.start_s = took_s if before is None else before + _BLEND * (took_s - before)
         return first
 
     def go_back(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -82,6 +83,15 @@ def ask_placement_group(
         lifetime=lifetime,
         **pins,
     )
+
+
+def named_groups(prefix: str) -> dict[str, PlacementGroup]:
+    """Placement groups by name: all, reserved or pending, whose names begin so."""
+    return {
+        table["name"]: PlacementGroup(PlacementGroupID(bytes.fromhex(group)))
+        for group, table in placement_group_table().items()
+        if table["name"].startswith(prefix) and table["state"] != "REMOVED"
+    }
 
 
 def is_reserved(group: PlacementGroup) -> bool:

@@ -78,6 +78,12 @@ class Scaler:
         self._keep_s = config.scaling.keep_s
         self._usd_per_s = float(config.usd_per_hour_waited) * TIME_WEIGHT[config.policy] / 3600.0
 
+    def resume(self, model: str, replicas: int) -> Target:
+        """Begin with so many replicas, which were there before us: as a target of our own."""
+        reason = f"{replicas} were there when the fleet was restarted"
+        self._records[model] = _Record(replicas, reason, self._clock.now())
+        return Target(replicas, reason)
+
     def decide(self, demand: Demand, crews: Mapping[str, Crew]) -> dict[str, Target]:
         """The target of every model, each time from all there is to know.
 

@@ -48,6 +48,7 @@ TITLES: Final = {
     "supervisor": "ray::Supervisor",
     "scheduler": "ray::Scheduler",
     "ledger": "ray::LedgerService",
+    "fleet": "ray::Fleet",
     "replica": "ray::Replica",
 }
 #: Points at which a process may be killed, in the order of one call (fault_points.py).

@@ -138,6 +138,59 @@ async def test_a_scheduler_that_was_killed_learns_its_endpoints_again(
         assert (await ask(client, 0, max_tokens=4)).agentcloud.endpoint.startswith("replica:pool")
 
 
+async def test_a_fleet_that_was_killed_goes_on_with_the_replicas_that_run(
+    fleet: lifecycle.UpInfo,
+) -> None:
+    names = [spec.name for spec in fleet.endpoints]
+    pids = await asyncio.to_thread(lambda: [replica_pid(name) for name in names])
+    scheduler = ray.get_actor(SCHEDULER_NAME, namespace=RAY_NAMESPACE)
+    epoch = await scheduler.ping.remote()
+    async with AsyncAgentCloud() as client:
+        done = asyncio.Event()
+        answers: list[Any] = []
+
+        async def steady(number: int) -> None:
+            while not done.is_set():
+                answers.append(await ask(client, number, max_tokens=100))
+
+        async def served(more: int) -> None:
+            enough = len(answers) + more
+            while len(answers) < enough:
+                await asyncio.sleep(0.05)
+                assert not any(caller.done() for caller in callers), "a call failed"
+
+        callers = [asyncio.create_task(steady(number)) for number in range(6)]
+        try:
+            await served(10)
+            (killed,) = [p for p in psutil.Process().children(recursive=True) if is_fleet(p)]
+            killed.kill()
+            await served(20)
+            # It is asked while it is restarted; those found are told of as ready again.
+            again = await asyncio.to_thread(
+                wait_until, lambda: lifecycle.fleet_status().is_settled(), HEAL_S
+            )
+            assert again, lifecycle.fleet_status()
+            ray.kill(scheduler, no_restart=False)
+            await served(20)
+        finally:
+            done.set()
+            await asyncio.gather(*callers)
+    assert all(answer.agentcloud.attempts == 1 for answer in answers), "a call was moved"
+    assert await scheduler.ping.remote() != epoch
+    status = lifecycle.fleet_status()
+    assert sorted(replica.name for replica in status.replicas) == sorted(names)
+    assert status.all_ready()
+    assert [replica.restarts for replica in status.replicas] == [0, 0]
+    assert await asyncio.to_thread(lambda: [replica_pid(name) for name in names]) == pids
+
+
+def is_fleet(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[0].startswith("ray::Fleet")
+    except (psutil.Error, IndexError):
+        return False
+
+
 async def test_scaling_down_drains_before_it_stops(fleet: lifecycle.UpInfo) -> None:
     actor = ray.get_actor(FLEET_NAME, namespace=RAY_NAMESPACE)
     async with AsyncAgentCloud() as client:

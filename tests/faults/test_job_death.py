@@ -18,10 +18,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_everything_is_killed_under_one_job_at_last_its_command_too(world: World) -> None:
-    kills = (("worker", 10), ("ledger", 50), ("scheduler", 90), ("supervisor", 130))
+    kills = {"worker": 10, "ledger": 50, "fleet": 80, "scheduler": 90, "supervisor": 130}
     # One that was under way at every death has been started seven times.
     with world.job("killed", 250, attempts="8") as job:
-        for kind, lines in kills:
+        for kind, lines in kills.items():
             job.until(lines)
             job.kill(kind)
         job.until(165)

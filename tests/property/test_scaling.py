@@ -211,6 +211,16 @@ def test_a_model_that_nothing_comes_to_rests_after_the_window_and_not_before() -
     assert plant.history[-1][1].reason == "nothing came for 60 s"
 
 
+def test_replicas_that_were_there_before_go_only_after_the_window() -> None:
+    plant = Plant()
+    plant.ready = plant.scaler.resume("m", 3).replicas
+    plant.run(0.0, KEEP_S - TICK_S)
+    assert plant.ready == 3
+    assert plant.history[-1][1].reason == "3 were there when the fleet was restarted"
+    plant.run(0.0, 3 * KEEP_S)
+    assert plant.ready == 0
+
+
 @pytest.mark.parametrize(("usd_per_hour", "more"), [(2.0, True), (5000.0, False)])
 def test_one_more_comes_when_the_waiting_it_saves_is_worth_its_price(
     usd_per_hour: float, more: bool
