@@ -12,7 +12,8 @@ from agentcloud.cluster.batch_store import BatchStore
 from agentcloud.cluster.batch_wire import Tell, Told
 from agentcloud.cluster.batcher import HOLDER_TIMEOUT_S, Batcher
 from agentcloud.cluster.config import FleetConfig
-from agentcloud.cluster.contracts import BATCHER_NAME, RAY_NAMESPACE
+from agentcloud.cluster.contracts import BATCHER_NAME
+from agentcloud.cluster.head_actor import start_on_head
 from agentcloud.cluster.logs import configure_logs
 
 
@@ -70,14 +71,6 @@ def start_batcher(
     name: str = BATCHER_NAME,
     holder_timeout_s: float = HOLDER_TIMEOUT_S,
 ) -> Any:
-    """Start the cluster's batcher, detached and restarted by Ray; or find the running one."""
-    return _Actor.options(
-        name=name,
-        namespace=RAY_NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        max_concurrency=1000,
-        num_cpus=0,
-        # One session for all its lives: Ray restarts it with the same arguments.
-    ).remote(config, uuid.uuid4().hex, holder_timeout_s)
+    """Start the cluster's batcher, or find the running one."""
+    # One session for all its lives: Ray restarts it with the same arguments.
+    return start_on_head(_Actor, name, config, uuid.uuid4().hex, holder_timeout_s)
