@@ -21,6 +21,7 @@ from agentcloud.tasks import (
     cli_cluster,
     cli_demo,
     cli_explain,
+    cli_forget,
     cli_jobs,
     cli_ledger,
     cli_metrics,
@@ -57,6 +58,7 @@ app.command("approve")(cli_ledger.approve_command)
 app.command("replay")(cli_ledger.replay_command)
 app.command("report")(cli_ledger.report_command)
 app.command("jobs")(cli_ledger.jobs_command)
+app.command("forget")(cli_forget.forget_command)
 app.command("submit")(cli_jobs.submit_command)
 app.command("status")(cli_jobs.status_command)
 app.command("logs")(cli_jobs.logs_command)

@@ -18,22 +18,21 @@ from agentcloud.cluster.errors import ConfigError
 from agentcloud.cluster.journal import LeaseState
 from agentcloud.cluster.sql import open_database, writing
 from agentcloud.cluster.store_tables import BUDGETS, LEASES
+from agentcloud.tasks.ledger_forget import ended_before, forget_page, held
 from agentcloud.tasks.ledger_tables import (
     JOBS,
     STEPS,
     TASKS,
     Statements,
 )
-from agentcloud.tasks.ledger_wire import PAGE, EndRow, LedgerJob, Put, Recalled, StartRow
+from agentcloud.tasks.ledger_wire import PAGE, EndRow, Forgotten, LedgerJob, Put, Recalled, StartRow
 from agentcloud.tasks.spec import TaskState
-from agentcloud.tasks.step_ids import task_prefix
+from agentcloud.tasks.step_ids import PAST_STEPS, task_prefix
 
 #: The ledger's file, where it is SQLite.
 FILE: Final = "ledger.db"
 #: Errors that the same answers would bring about again.
 _BY_MODEL: Final = frozenset({"OutputInvalid", "Refused", "TurnLimit"})
-#: After a step's ids nothing begins with this letter.
-_PAST_HEX: Final = "g"
 
 
 class Ledger:
@@ -167,6 +166,22 @@ class Ledger:
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(newest)]
 
+    def ended_before(self, unix_s: float) -> list[str]:
+        """Jobs that ended before then, the oldest first."""
+        return ended_before(self._engine, unix_s)
+
+    def held(self, job_id: str) -> Forgotten | None:
+        """What forgetting a job would delete; None: there is no such job."""
+        return held(self._engine, job_id) if self.job(job_id) is not None else None
+
+    def forget(self, job_id: str, *, force: bool = False) -> Forgotten:
+        """Delete a page of a job that has ended, or with `force` one that was cut off.
+
+        Raises:
+            ConfigError: it has not ended.
+        """
+        return forget_page(self._engine, self._store, job_id, force=force)
+
     # -- tasks
 
     def ended(self, job_id: str, after: str = "") -> list[EndRow]:
@@ -244,7 +259,7 @@ class Ledger:
     def recall(self, job_id: str, task_id: str) -> Recalled:
         """Everything known of a task that was begun before."""
         prefix = task_prefix(job_id, task_id)
-        of_task = STEPS.c.step >= prefix, STEPS.c.step < prefix + _PAST_HEX
+        of_task = STEPS.c.step >= prefix, STEPS.c.step < prefix + PAST_STEPS
         steps = select(STEPS.c.step, STEPS.c.answer, STEPS.c.lease_id, STEPS.c.lease_usd)
         with self._engine.connect() as connection:
             found = connection.execute(steps.where(*of_task)).all()
@@ -252,7 +267,7 @@ class Ledger:
             leases = connection.execute(
                 select(LEASES.c.step, LEASES.c.lease_id, LEASES.c.state).where(
                     LEASES.c.step >= prefix,
-                    LEASES.c.step < prefix + _PAST_HEX,
+                    LEASES.c.step < prefix + PAST_STEPS,
                     LEASES.c.state != LeaseState.FAILED.value,
                 )
             ).all()

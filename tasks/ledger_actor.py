@@ -126,7 +126,7 @@ class LedgerService:
         return await _patiently(self._ledger.job, job_id)
 
     async def read(self, ask: Callable[[Ledger], T]) -> T:
-        """Anything that reads; `ask` is a function of ours."""
+        """Anything that a command asks; `ask` is a function of ours."""
         return await _patiently(ask, self._ledger)
 
     async def jobs(self) -> list[LedgerJob]:

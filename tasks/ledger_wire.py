@@ -103,6 +103,21 @@ class Recalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was deleted of a job, or would be.
+
+    Attributes:
+        freed_bytes: of the rows deleted; None: not known.
+        is_over: nothing of the job is left.
+    """
+
+    tasks: int = 0
+    steps: int = 0
+    freed_bytes: int | None = None
+    is_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerJob:
     """A job as the ledger knows it.
 

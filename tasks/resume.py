@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from decimal import Decimal
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import ray
 from pydantic import ValidationError
@@ -25,13 +25,21 @@ from agentcloud.tasks.spec import JobRecord, JobSpec, JobState, OnUnknown
 T = TypeVar("T")
 
 
-def ask_anywhere(address: str | None, fleet: Path, read: Callable[[Ledger], T]) -> T:
-    """Ask the ledger of a running cluster, or read that of this machine.
+class Ask(Protocol):
+    """Asks a ledger: what it is given runs where that is."""
+
+    def __call__(self, ask: Callable[[Ledger], T], /) -> T:
+        """What `ask` returns."""
+        ...
+
+
+@contextmanager
+def asking(address: str | None, fleet: Path) -> Iterator[Ask]:
+    """How to ask the ledger of a running cluster, or that of this machine.
 
     Args:
         address: a cluster; None: RAY_ADDRESS, else this machine's own.
         fleet: for the latter: its `store:` is where jobs of this machine are kept.
-        read: what to read; runs where the ledger is.
 
     Raises:
         ConfigError: neither is there.
@@ -39,12 +47,19 @@ def ask_anywhere(address: str | None, fleet: Path, read: Callable[[Ledger], T]) 
     if address or os.environ.get("RAY_ADDRESS"):
         connect_ray(address)
         try:
-            answer: T = ray.get(find_ledger().read.remote(read), timeout=60)
-            return answer
+            ledger = find_ledger()
+            yield lambda ask: fetch(ledger.read.remote(ask))
         finally:
             ray.shutdown()
-    with closing(Ledger(load_fleet(fleet).store)) as ledger:
-        return read(ledger)
+    else:
+        with closing(Ledger(load_fleet(fleet).store)) as here:
+            yield lambda ask: ask(here)
+
+
+def ask_anywhere(address: str | None, fleet: Path, read: Callable[[Ledger], T]) -> T:
+    """Ask once, as `asking` does."""
+    with asking(address, fleet) as ask:
+        return ask(read)
 
 
 def find_job(job_id: str, *, address: str | None, fleet: Path) -> LedgerJob:

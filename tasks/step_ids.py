@@ -16,6 +16,8 @@ from pydantic_core import to_jsonable_python
 
 from agentcloud.tasks.ledger_wire import ContentRow
 
+#: After a step's ids nothing begins with this letter.
+PAST_STEPS: Final = "g"
 _TASK_BYTES: Final = 10
 _STEP_BYTES: Final = 14
 _CONTENT_BYTES: Final = 16
