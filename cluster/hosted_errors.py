@@ -6,6 +6,7 @@ status was 200. Messages never hold request headers, so no key can leak through 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -54,6 +55,9 @@ _STATUSES: Final = {
 }
 _LIMIT_PREFIX: Final = "anthropic-ratelimit-"
 _TOO_LONG: Final = ("prompt is too long", "exceed context limit", "exceeds the context")
+#: `prompt is too long: 210000 tokens > 200000 maximum`, and
+#: `input length and max_tokens exceed context limit: 190000 + 20000 > 200000`.
+_HOW_LONG: Final = re.compile(r"(?P<prompt>\d+)(?: tokens| \+ \d+) > (?P<context>\d+)")
 
 
 def limit_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -144,6 +148,10 @@ def of_body(
         headers=headers,
     )
     translated.retry_after_s = retry_after_s(headers)
+    if isinstance(translated, ContextTooLong) and (found := _HOW_LONG.search(said)):
+        # By these a conversation is cut to what fits, not to half.
+        translated.prompt_tokens = int(found["prompt"])
+        translated.context_tokens = int(found["context"])
     return translated
 
 
