@@ -67,13 +67,13 @@ class Fault:
         strike: does it.
         setting: the world that it needs.
         job: more for `World.job`.
-        is_slow: engines or minutes: a run of all faults makes fewer rounds of it.
+        starts_engine: an engine has to start again: 3 rounds stand for 10.
     """
 
     strike: Strike
     setting: Callable[[], AbstractContextManager[Setting]]
     job: dict[str, Any] = field(default_factory=dict)
-    is_slow: bool = False
+    starts_engine: bool = False
 
 
 def kill(kind: str) -> Strike:
@@ -233,18 +233,18 @@ FAULTS: Final[dict[str, Fault]] = {
         for kind in ("worker", "supervisor", "scheduler", "ledger", "fleet")
     },
     "driver": Fault(kill_driver, _plain),
-    "all-of-ray": Fault(kill_ray, _plain, is_slow=True),
-    "all-of-ray-submitted": Fault(kill_ray, _plain, {"submitted": True}, is_slow=True),
+    "all-of-ray": Fault(kill_ray, _plain),
+    "all-of-ray-submitted": Fault(kill_ray, _plain, {"submitted": True}),
     **{point: Fault(at(point), _plain) for point in POINTS},
     # A storm, or an outage, may strike one task many times over.
     "hosted-storm": Fault(storm, _plain, {"attempts": "10", "extra-attempts": "100"}),
-    "hosted-outage": Fault(outage, _plain, is_slow=True),
+    "hosted-outage": Fault(outage, _plain),
     "hosted-hang": Fault(hang, _impatient),
     "locked-database": Fault(lock, _plain),
     "disk-full": Fault(fill_disk, _small_disk),
     "postgres-restart": Fault(restart_postgres, _on_postgres),
     "clock-jump": Fault(jump_clocks, _own_clock),
     "memory": Fault(fill_memory, _little_memory),
-    "node-lost": Fault(kill_node, _two_nodes, {"submitted": True}, is_slow=True),
-    "replica": Fault(kill("replica"), _with_engine, {"agent": "three_local"}, is_slow=True),
+    "node-lost": Fault(kill_node, _two_nodes, {"submitted": True}),
+    "replica": Fault(kill("replica"), _with_engine, {"agent": "three_local"}, starts_engine=True),
 }

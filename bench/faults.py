@@ -4,7 +4,7 @@ Each round is a job of its own. What it lost, doubled or paid twice is counted f
 results file, and the sandbox's own list of what it answered and billed. Figures go to
 `bench/out/faults.json`, fault by fault, and as a table to `docs/faults.md`.
 
-    python -m bench.faults                      # all, 10 rounds each (3 of those that take long)
+    python -m bench.faults                      # all, 10 rounds each (3 where an engine starts)
     python -m bench.faults --only worker,ledger --rounds 3
 """
 
@@ -55,7 +55,7 @@ def measure(names: Sequence[str], rounds: int, tasks: int) -> None:
         try:
             with FAULTS[same[0]].setting() as setting, job_world(folder, setting) as world:
                 for name in same:
-                    few = max(1, rounds * 3 // 10) if FAULTS[name].is_slow else rounds
+                    few = max(1, rounds * 3 // 10) if FAULTS[name].starts_engine else rounds
                     keep(name, summary(_rounds(world, name, few, tasks)) | {"tasks": tasks})
                 keep("canary", {setting_of(same[0]): leaks(world)}, into=True)
         finally:
