@@ -15,6 +15,7 @@ from agentcloud.agents.context import Context
 from agentcloud.agents.defaults import Defaults
 from agentcloud.agents.fitting import LongContext, check_long_context
 from agentcloud.agents.load import load_object
+from agentcloud.agents.mcp_servers import McpServer
 from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.cluster.errors import AgentError
 
@@ -127,6 +128,7 @@ def agent(
     tools: Sequence[AnyTool] = (),
     max_turns: int = ...,
     long_context: LongContext = ...,
+    mcp: Sequence[McpServer] = (),
 ) -> Callable[[Function[R]], Agent[R]]: ...
 def agent(
     function: Function[R] | None = None,
@@ -138,6 +140,7 @@ def agent(
     tools: Sequence[AnyTool] = (),
     max_turns: int = _DEFAULTS.max_turns,
     long_context: LongContext = _DEFAULTS.long_context,
+    mcp: Sequence[McpServer] = (),
 ) -> Agent[R] | Callable[[Function[R]], Agent[R]]:
     """Make an async function of `(ctx, item)` an agent that jobs can run.
 
@@ -154,14 +157,20 @@ def agent(
         long_context: what becomes of the oldest turns of a conversation that the model's context
             does not hold, unless an ask says otherwise: `truncate` drops them, `summarise` asks
             the model for a summary in their place.
+        mcp: servers (`Stdio(...)`, `Http(...)`) whose tools the model may call besides `tools`,
+            unless an ask says others. A worker connects each once, at the first ask that needs
+            it, for all its tasks, and again after it was lost.
 
     Raises:
         AgentError: the function is not async, or does not take `(ctx, item)`; or `long_context`
-            is neither.
+            is neither; or `mcp` holds something else.
     """
     index_tools(tools)
     fitted = check_long_context(long_context)
-    defaults = Defaults(tier, max_tokens, tuple(tools), max_turns, fitted)
+    for server in mcp:
+        if not isinstance(server, McpServer):
+            raise AgentError(f"mcp: {server!r} is no server; write Stdio(...) or Http(...)")
+    defaults = Defaults(tier, max_tokens, tuple(tools), max_turns, fitted, tuple(mcp))
 
     def wrap(function: Function[R]) -> Agent[R]:
         return Agent(function, name=name, defaults=defaults)
@@ -172,13 +181,16 @@ def agent(
 async def run_agent(agent: Agent[R], context: Context, item: Any) -> R:
     """Run an agent on one item with its settings; what it raises comes through as it is.
 
+    MCP servers that the context does not share with others are ended with it.
+
     Raises:
         AgentError: the item is not of the agent's type, or the agent tried to end the process.
     """
     context.defaults = agent.defaults
     context.path = (agent.name,)
     context.log = context.log.bind(agent=agent.name)
-    return await agent(context, item)
+    async with context.serving():
+        return await agent(context, item)
 
 
 def load_agent(target: str) -> Agent[Any]:

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any, TypeVar, overload
@@ -23,6 +31,7 @@ from agentcloud.agents.defaults import Defaults, Runnable
 from agentcloud.agents.escalate import CascadeAsk, ask_cascade
 from agentcloud.agents.fitting import Fitting, LongContext, check_long_context
 from agentcloud.agents.loop import LoopLimits, check_limits, refusal, run_loop
+from agentcloud.agents.mcp_shared import McpServers
 from agentcloud.agents.output import output_schema
 from agentcloud.agents.params import check_params
 from agentcloud.agents.ports import MessagesClient, Sender
@@ -66,6 +75,7 @@ class Context:
         budgets: reads the cluster's budgets, for `remaining_usd`.
         routing: what every call gets besides, e.g. the job's priority and policy.
         cascade: what `tier="auto"` is, and what asks use that name no tier of their own.
+        servers: MCP servers that other tasks use too; None: each run of an agent has its own.
         clock: the time seam.
 
     Attributes:
@@ -89,6 +99,7 @@ class Context:
         budgets: Callable[[], Awaitable[Sequence[BudgetState]]] | None = None,
         routing: Routing | None = None,
         cascade: Cascade | None = None,
+        servers: McpServers | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.job_id = job_id
@@ -101,6 +112,7 @@ class Context:
         self.path: tuple[str, ...] = ()
         self._client = client
         self._cascade = cascade
+        self._servers = servers
         self._calls = Calls(client, recorder, self.attempts, self.usage)
         self._budget = budget
         self._base = routing or Routing()
@@ -172,6 +184,7 @@ class Context:
             BudgetExceeded: a budget is used up.
             AttemptsExhausted: the task's extra attempts are used up.
             AgentError: `output`, a tool, an image or `long_context` cannot be used.
+            ToolServerLost: an MCP server of the agent cannot be started, or died.
         """
         if output is not None:
             output_schema(output)  # what cannot be asked for costs no call
@@ -179,7 +192,7 @@ class Context:
         deadline = self._deadline.within(deadline_s)
         ours = self._with(usage, deadline)
         calls, scope = ours._calls, ToolScope(self.attempts, self._clock, ours.run)
-        offered = index_tools(self.defaults.tools if tools is None else tools)
+        offered = index_tools(await self._own_tools() if tools is None else tools)
         by_name = {name: tool.within(scope) for name, tool in offered.items()}
         chosen = await self._tier_of(tier, model)
         one_tier = chosen if isinstance(chosen, str) else None
@@ -330,7 +343,21 @@ class Context:
         inner = self._with(self.usage.part(), self._deadline)
         inner.item, inner.defaults, inner.path = item, agent.defaults, (*self.path, agent.name)
         inner.log = self.log.bind(agent=agent.name)
-        return await agent(inner, item)
+        async with inner.serving():
+            return await agent(inner, item)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Agents with `mcp=` run in here: servers that nobody shares end with it."""
+        if self._servers is not None:
+            yield
+            return
+        async with McpServers() as servers:
+            self._servers = servers
+            try:
+                yield
+            finally:
+                self._servers = None
 
     @overload
     async def step(
@@ -390,6 +417,13 @@ class Context:
             if state.scope in ours and state.limit_usd is not None
         ]
         return max(Decimal(0), min(left)) if left else None
+
+    async def _own_tools(self) -> list[AnyTool]:
+        tools, servers = list(self.defaults.tools), self.defaults.mcp
+        if servers:
+            assert self._servers is not None, "run_agent and ctx.run see to it"
+            tools += await self._servers.tools(servers)
+        return tools
 
     def _request(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from agentcloud.agents.cascade import Cascade
 from agentcloud.agents.fitting import LongContext
+from agentcloud.agents.mcp_servers import McpServer
 from agentcloud.agents.tool_base import AnyTool
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Defaults:
         tools: functions that the model may call.
         max_turns: the most answers of one agent loop.
         long_context: what becomes of the oldest turns of a conversation that is too long.
+        mcp: servers whose tools the model may call too.
     """
 
     tier: str | Cascade = "small"
@@ -32,6 +34,7 @@ class Defaults:
     tools: tuple[AnyTool, ...] = ()
     max_turns: int = 20
     long_context: LongContext = "truncate"
+    mcp: tuple[McpServer, ...] = ()
 
 
 class Runnable(Protocol[R_co]):

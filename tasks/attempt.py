@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from agentcloud.agents.agent import Agent, Context, run_agent
 from agentcloud.agents.attempts import Attempts
+from agentcloud.agents.mcp_shared import McpServers
 from agentcloud.agents.ports import MessagesClient
 from agentcloud.cluster.contracts import Receipt, Routing
 from agentcloud.cluster.errors import (
@@ -41,6 +42,7 @@ async def attempt_task(
     task: TaskInput,
     budgets: Budgets,
     ledger: LedgerPort,
+    servers: McpServers,
 ) -> TaskResult:
     """Run an agent on one input; never raises, a cancellation too becomes an end.
 
@@ -49,7 +51,7 @@ async def attempt_task(
     Every line logged meanwhile carries the job's id and the task's.
     """
     with bound_ids(job=spec.job_id, task=task.id):
-        result = await _attempt(agent, client, spec, task, budgets, ledger)
+        result = await _attempt(agent, client, spec, task, budgets, ledger, servers)
         if spec.task_budget_usd is not None and _is_last(result, spec, task):
             await budgets.close(budget_path(spec, task.id))
         return result
@@ -62,6 +64,7 @@ async def _attempt(
     task: TaskInput,
     budgets: Budgets,
     ledger: LedgerPort,
+    servers: McpServers,
 ) -> TaskResult:
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     started_s = time.monotonic()
@@ -82,6 +85,7 @@ async def _attempt(
         budgets=budgets.states,
         routing=Routing(kind=spec.kind, priority=spec.priority),
         cascade=spec.cascade.to_cascade() if spec.cascade is not None else None,
+        servers=servers,
     )
     output: Any = None
     error: str | None = None

@@ -17,6 +17,7 @@ import ray
 import structlog
 
 from agentcloud.agents.agent import Agent, load_agent
+from agentcloud.agents.mcp_shared import McpServers
 from agentcloud.cluster.batch_client import calls_waiting
 from agentcloud.cluster.client import AsyncAgentCloud
 from agentcloud.cluster.logs import configure_logs
@@ -53,6 +54,7 @@ class Worker:
         self._room = room
         self._supervisor = supervisor
         self._ledger = LedgerClient(spec.job_id, epoch)
+        self._servers = McpServers()
         self._running: set[asyncio.Task[TaskResult]] = set()
         self._ended: list[TaskResult] = []
         self._wake = asyncio.Event()
@@ -72,6 +74,7 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             client = AsyncAgentCloud()
             stack.push_async_callback(client.close)
+            await stack.enter_async_context(self._servers)
             while not await self._exchange(agent, client, budgets):
                 await self._wait_for_news()
 
@@ -103,7 +106,9 @@ class Worker:
             log.warning("lost the supervisor, ending", why=type(error).__name__)
             os._exit(1)
         for task in handout.tasks:
-            self._start(attempt_task(agent, client, self._spec, task, budgets, self._ledger))
+            self._start(
+                attempt_task(agent, client, self._spec, task, budgets, self._ledger, self._servers)
+            )
         return bool(handout.is_over) and not self._running and not self._ended
 
     def _free(self) -> int:

@@ -65,7 +65,8 @@ def test_only_the_engine_imports_vllm() -> None:
 
 
 def test_only_mcp_tools_import_mcp() -> None:
-    users = {"agents/mcp.py", "agents/mcp_servers.py"}
+    names = ("mcp", "mcp_connection", "mcp_servers", "mcp_shared")
+    users = {f"agents/{name}.py" for name in names}
     assert importers("mcp", *LAYERS) | importers("mcp_types", *LAYERS) == users
 
 

@@ -18,6 +18,7 @@ from agentcloud.cluster.inference import Inference
 from agentcloud.cluster.sandbox import Sandbox, SandboxConfig
 from agentcloud.cluster.scheduler import SchedulerCore
 from agentcloud.cluster.scheduler_local import LocalScheduler
+from tests.agents.mcp_processes import Running
 
 SMALL, LARGE = "claude-haiku-5-5", "claude-sonnet-5-5"
 
@@ -58,3 +59,12 @@ async def client(scheduler: LocalScheduler) -> AsyncIterator[AsyncAgentCloud]:
         yield connected
     await inference.close()
     assert scheduler.core.inflight == 0
+
+
+@pytest_asyncio.fixture
+async def running() -> AsyncIterator[Running]:
+    """A real MCP server over HTTP on loopback."""
+    server = Running()
+    await server.start()
+    yield server
+    await server.kill()

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import socket
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from pydantic import SecretStr
 
 from agentcloud.agents import Context, Http, Stdio, mcp_tools, tool
@@ -22,49 +19,14 @@ from agentcloud.agents.tool_base import AnyTool
 from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.errors import AgentError, ConfigError, ToolFailed, ToolServerLost
 from tests.agents.fakes import ScriptedClient, call, message
+from tests.agents.mcp_processes import Running, stdio
 from tests.agents.mcp_server import PNG
 
 OLD_SERVER = str(Path(__file__).with_name("old_mcp_server.py"))
-SERVER = str(Path(__file__).with_name("mcp_server.py"))
-
-
-def stdio(**settings: Any) -> Stdio:
-    return Stdio(sys.executable, SERVER, **settings)
 
 
 def named(tools: list[AnyTool]) -> dict[str, AnyTool]:
     return {one.name: one for one in tools}
-
-
-class Running:
-    """A server process that listens on a port of loopback."""
-
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-
-
-@pytest_asyncio.fixture
-async def running() -> AsyncIterator[Running]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, SERVER, str(port), stderr=asyncio.subprocess.DEVNULL
-    )
-    while True:
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            assert process.returncode is None
-            await asyncio.sleep(0.05)
-        else:
-            writer.close()
-            break
-    yield Running(process, f"http://127.0.0.1:{port}/mcp")
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
 
 
 @pytest.fixture(params=["stdio", "http"])
