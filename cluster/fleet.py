@@ -79,13 +79,14 @@ class Fleet(FleetReplicas):
         self._check(self.config, self._where)
         self._hosted = hosted_specs(self.config)
         self.models = {name: ModelState(settings) for name, settings in self.config.models.items()}
+        epoch = await asked(lambda: scheduler().ping.remote())
         await tell(self)
         self._memory.clear()
         self._remember()
         for name, model in self.models.items():
             for _ in range(model.least):
                 self._add(name)
-        self._run()
+        self._run(epoch)
 
     def status(self) -> FleetStatus:
         """Every replica and model as it is now."""
@@ -203,8 +204,8 @@ class Fleet(FleetReplicas):
 
     # -- its life, over restarts of its process
 
-    def _run(self) -> None:
-        self._spawn(report_loads(self))
+    def _run(self, told: str = "") -> None:
+        self._spawn(report_loads(self, told))
         self._spawn(self._follow_load())
 
     def _go_on(self, before: FleetMemory) -> None:

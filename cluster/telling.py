@@ -67,9 +67,13 @@ async def tell(fleet: Told) -> None:
     await asked(lambda: scheduler().expect.remote(expected, serving))
 
 
-async def report_loads(fleet: Told) -> None:
-    """Tell the scheduler the replicas' loads for ever, and everything whenever it is a new one."""
-    told = ""
+async def report_loads(fleet: Told, told: str) -> None:
+    """Tell the scheduler the replicas' loads for ever, and everything whenever it is a new one.
+
+    Args:
+        fleet: what is told of.
+        told: the scheduler's epoch to which everything was told; empty: to none.
+    """
     while True:
         # A scheduler that Ray has just restarted is away for a moment, and then knows nobody.
         try:

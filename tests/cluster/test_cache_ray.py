@@ -149,7 +149,7 @@ def are_exported() -> bool:
     return calls["shared"] >= 100 and calls["miss"] >= 100 and saved_usd > 0
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
+@pytest.mark.parametrize("store", ["sqlite", pytest.param("redis", marks=pytest.mark.slow)])
 async def test_two_processes_that_ask_the_same_at_once_send_it_once(
     ray_cluster: None, tmp_path: Path, store: str, request: pytest.FixtureRequest
 ) -> None:

@@ -157,6 +157,7 @@ def test_what_runs_is_kept_what_is_gone_starts_and_strays_end(world: World) -> N
     assert sorted(replicas_left()) == ["replica:a:0"] * 2 + ["replica:b:0"] * 2
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_restarts_gets_the_file_that_was_applied_last(world: World) -> None:
     changed = world.config(policy="latency", a=KEYS | {"replicas": 2}, b=KEYS)
     ray.get(world.fleet.apply.remote(changed, "fleet.yaml"), timeout=30)
@@ -175,6 +176,7 @@ def test_a_scheduler_that_restarts_gets_the_file_that_was_applied_last(world: Wo
     world.until(FleetStatus.is_settled)
 
 
+@pytest.mark.slow
 async def test_a_drain_and_a_rollout_go_on(world: World) -> None:
     before = await asyncio.to_thread(world.pids)
     client = SchedulerClient(world.scheduler)
@@ -212,6 +214,7 @@ def test_down_leaves_nothing_where_the_fleet_is_being_restarted(world: World) ->
     assert repr(Memory()) == "<Memory of nothing>"
 
 
+@pytest.mark.slow
 def test_down_leaves_nothing_where_the_fleet_does_not_answer(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,7 @@ async def test_scaling_down_drains_before_it_stops(fleet: lifecycle.UpInfo) -> N
         await actor.scale.remote("nope", 1)
 
 
+@pytest.mark.slow
 async def test_changed_settings_are_rolled_out_without_a_failed_call(
     fleet: lifecycle.UpInfo, tiny_model: Path
 ) -> None:

@@ -109,6 +109,7 @@ async def test_a_killed_actor_loses_its_calls_and_leaves_no_process(start: Start
         await LocalEndpoint(replica.spec).create(message_call("after"))
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_ends_its_replica_and_leaves_no_process(start: Start) -> None:
     replica = start("replica:tiny:engine")
     family = [psutil.Process(replica.info.pid), *descendants(replica.info.pid)]

@@ -132,6 +132,7 @@ def watched(ray_cluster: None, tmp_path: Path) -> Iterator[Watched]:
                 ray.kill(actor)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_model_that_becomes_slow_raises_one_alarm_everywhere(watched: Watched) -> None:
     assert wait_until(lambda: watched.windows("ttft_s") >= 45, 60), watched.report()

@@ -60,6 +60,7 @@ def test_a_job_that_can_wait_is_one_batch_at_half_the_price(
     assert Decimal(ended.json["cost_usd"]) == total_usd > 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ctrl_c_cancels_the_batch(
     head: Head, project: Path, write_inputs: Write, sandbox: SandboxProcess

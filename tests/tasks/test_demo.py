@@ -32,6 +32,7 @@ def start(tmp_path: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
     return process, mark
 
 
+@pytest.mark.slow
 def test_it_answers_from_both_models_and_leaves_nothing(tmp_path: Path) -> None:
     demo, mark = start(tmp_path, "--tasks", str(TASKS), "--json")
     out, err = demo.communicate(timeout=360)

@@ -99,6 +99,7 @@ def test_a_healthy_cluster(head: Head, project: Path) -> None:
     json.dumps(checks)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_cluster_without_tokens_fails() -> None:
     with ray_head(token=False, wait=False) as head:

@@ -334,7 +334,9 @@ def test_metrics_command(head: Head, tmp_path: Path) -> None:
         shown = head.cli("metrics", "--json", cwd=tmp_path, address=True)
         assert shown.status == 0, shown.err
         rows = {row["name"]: row for row in shown.json} if shown.out.strip() else {}
-        return "leases_waiting" in rows and bool(rows["leases_waiting"]["value"] == 0.0)
+        # Ray exports them one after another.
+        waiting = rows.get("leases_waiting", {}).get("value")
+        return waiting == 0.0 and "endpoint_running" in rows
 
     assert wait_until(is_shown, 60)
     table = head.cli("metrics", cwd=tmp_path, address=True)
