@@ -65,16 +65,25 @@ async def steady(ctx, item):
 
 @dataclass(frozen=True)
 class Busy:
-    """A cluster with a job that goes on calling."""
+    """A cluster with a job that goes on calling.
+
+    Attributes:
+        before: what the same Ray exported of earlier tests' fleets; it goes on exporting it.
+    """
 
     scheduler: Any
     folder: Path
     logs: Path
     dashboard: str
+    before: list[Sample]
 
     def snapshot(self) -> dict[str, Any]:
         snapshot: dict[str, Any] = ray.get(self.scheduler.snapshot.remote(), timeout=30)
         return snapshot
+
+    def exported(self, samples: list[Sample], name: str, **labels: str) -> float:
+        """A metric of this fleet."""
+        return _value(samples, name, **labels) - _value(self.before, name, **labels)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -112,6 +121,7 @@ def busy(replica: RunningReplica, tmp_path_factory: pytest.TempPathFactory) -> I
             "retry": {"base_s": 0.01},
             "fleet_budget_usd": "5",
         }
+        before = [sample for target in metrics_targets() for sample in scrape(target)]
         models = {"tiny": {"path": str(replica.settings.model)}}
         scheduler = start_scheduler(parse_fleet(hosted | {"models": models}))
         ledger = start_ledger(f"sqlite:///{folder / 'store.db'}")
@@ -134,7 +144,8 @@ def busy(replica: RunningReplica, tmp_path_factory: pytest.TempPathFactory) -> I
         info = connect_ray()
         assert info.session_dir is not None
         assert info.dashboard_url is not None
-        running = Busy(scheduler, folder, info.session_dir / "logs", info.dashboard_url)
+        logs = info.session_dir / "logs"
+        running = Busy(scheduler, folder, logs, info.dashboard_url, before)
         try:
             assert wait_until(lambda: _calls(running, HAIKU) > 8, 120), job.record()
             yield running
@@ -184,38 +195,37 @@ def test_exported_metrics_are_the_scheduler_s_totals(busy: Busy) -> None:
         (target,) = metrics_targets()
 
         def is_exported() -> bool:
-            # Endpoint by endpoint: the same Ray still exports what earlier tests' fleets had.
             samples = scrape(target)
             return all(
-                _value(samples, "calls_total", endpoint=name) == row["totals"]["calls"]
+                busy.exported(samples, "calls_total", endpoint=name) == row["totals"]["calls"]
                 for name, row in snapshot["endpoints"].items()
             )
 
-        assert wait_until(is_exported, 30), _value(scrape(target), "calls_total")
+        assert wait_until(is_exported, 30), busy.exported(scrape(target), "calls_total")
         samples = scrape(target)
     for name, row in snapshot["endpoints"].items():
         totals = row["totals"]
         of = {"endpoint": name, "model": row["model"], "kind": row["kind"]}
         for outcome in ("ok", "failed", "cancelled", "unknown", "expired"):
-            assert _value(samples, "calls_total", outcome=outcome, **of) == totals[outcome]
+            assert busy.exported(samples, "calls_total", outcome=outcome, **of) == totals[outcome]
         for direction in ("input", "cache_write", "cache_read", "output"):
-            counted = _value(samples, "tokens_total", direction=direction, **of)
+            counted = busy.exported(samples, "tokens_total", direction=direction, **of)
             assert counted == totals[f"{direction}_tokens"]
-        cost = _value(samples, "cost_usd_total", **of)
+        cost = busy.exported(samples, "cost_usd_total", **of)
         assert cost == pytest.approx(float(totals["cost_usd"]))
-        assert _value(samples, "unknown_cost_calls", **of) == totals["unknown_costs"]
+        assert busy.exported(samples, "unknown_cost_calls", **of) == totals["unknown_costs"]
         for kind, errors in totals["errors"].items():
-            assert _value(samples, "errors_total", error=kind, **of) == errors
-        assert _value(samples, "ttft_seconds_count", **of) == totals["ok"]
-        assert _value(samples, "lease_wait_seconds_count", **of) == totals["calls"]
+            assert busy.exported(samples, "errors_total", error=kind, **of) == errors
+        assert busy.exported(samples, "ttft_seconds_count", **of) == totals["ok"]
+        assert busy.exported(samples, "lease_wait_seconds_count", **of) == totals["calls"]
     hosted = snapshot["endpoints"][HAIKU]["totals"]
     assert hosted["errors"]["overloaded_error"] > 0
-    assert _value(samples, "retries_total", endpoint=HAIKU) == hosted["failed"]
+    assert busy.exported(samples, "retries_total", endpoint=HAIKU) == hosted["failed"]
     (budget,) = [each for each in snapshot["budgets"] if each["scope"] == f"job:{JOB}"]
-    used = _value(samples, "budget_used_usd", scope=budget["scope"])
+    used = busy.exported(samples, "budget_used_usd", scope=budget["scope"])
     assert used == pytest.approx(float(budget["spent_usd"]))
     assert used > 0
-    assert _value(samples, "budget_limit_usd", scope=budget["scope"]) == 1
+    assert busy.exported(samples, "budget_limit_usd", scope=budget["scope"]) == 1
     for sample in samples:
         assert not {"task", "call"} & sample.labels.keys()
 
