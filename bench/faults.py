@@ -5,7 +5,7 @@ results file, and the sandbox's own list of what it answered and billed. Figures
 `bench/out/faults.json`, fault by fault, and as a table to `docs/faults.md`.
 
     python -m bench.faults                      # all, 10 rounds each (3 where an engine starts)
-    python -m bench.faults --only worker,ledger --rounds 3
+    python -m bench.faults --only worker,ledger --rounds 3 --more
 """
 
 from __future__ import annotations
@@ -46,8 +46,15 @@ def one_round(world: World, name: str, number: int, tasks: int) -> Verdict:
         return job.verdict()
 
 
-def measure(names: Sequence[str], rounds: int, tasks: int) -> None:
-    """Run faults, those of one world after another; keep the figures as they come."""
+def measure(names: Sequence[str], rounds: int, tasks: int, *, more: bool = False) -> None:
+    """Run faults, those of one world after another; keep the figures as they come.
+
+    Args:
+        names: of the faults.
+        rounds: of each; fewer where an engine starts.
+        tasks: of each round's job.
+        more: add to the rounds that are kept.
+    """
     ordered = sorted(names, key=lambda name: FAULTS[name].setting.__name__)
     for _, group in groupby(ordered, key=lambda name: FAULTS[name].setting.__name__):
         same = list(group)
@@ -56,7 +63,10 @@ def measure(names: Sequence[str], rounds: int, tasks: int) -> None:
             with FAULTS[same[0]].setting() as setting, job_world(folder, setting) as world:
                 for name in same:
                     few = max(1, rounds * 3 // 10) if FAULTS[name].starts_engine else rounds
-                    keep(name, summary(_rounds(world, name, few, tasks)) | {"tasks": tasks})
+                    before = kept().get(name, {}).get("all", []) if more else []
+                    verdicts = [Verdict.from_dict(each) for each in before]
+                    verdicts += _rounds(world, name, few, tasks)
+                    keep(name, summary(verdicts) | {"tasks": tasks})
                 keep("canary", {setting_of(same[0]): leaks(world)}, into=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,12 +177,13 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--tasks", type=int, default=TASKS)
+    parser.add_argument("--more", action="store_true", help="add to the rounds that are kept")
     parser.add_argument("--only", default=",".join(FAULTS), help=f"of {', '.join(FAULTS)}")
     given = parser.parse_args()
     names = given.only.split(",")
     if unknown := set(names) - FAULTS.keys():
         parser.error(f"no fault {', '.join(sorted(unknown))}; there are: {', '.join(FAULTS)}")
-    measure(names, given.rounds, given.tasks)
+    measure(names, given.rounds, given.tasks, more=given.more)
     figures = kept()
     text = page(figures)
     PAGE.write_text(text)

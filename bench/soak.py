@@ -11,13 +11,14 @@ the time to the last is printed.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import json
 import os
 import signal
 import statistics
 import tempfile
 import time
+from asyncio import tasks
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +26,10 @@ import psutil
 import ray
 
 from agentcloud.cluster.contracts import RAY_NAMESPACE
+from agentcloud.cluster.ray_session import connect_ray
 from bench.report import table
 from tests.faults.job_world import Setting, World, job_world
+from tests.faults.running_job import RunningJob
 
 OUT: Final = Path(__file__).parent / "out" / "soak.json"
 EVERY_S: Final = 10.0
@@ -57,7 +60,11 @@ def sample(actors: dict[str, Any], driver: psutil.Process) -> dict[str, dict[str
     """What every process holds now, by its name."""
 
     def look(_actor: Any) -> tuple[int, int]:
-        return os.getpid(), len(asyncio.all_tasks())
+        # What is sent to an actor need not run in its loop, so asyncio.all_tasks() does not do.
+        # (gc.get_objects() would: it breaks tuples that another thread is making.)
+        while True:
+            with contextlib.suppress(RuntimeError):  # one came or went meanwhile
+                return os.getpid(), sum(not task.done() for task in list(vars(tasks)["_all_tasks"]))
 
     asked = {name: actor.__ray_call__.remote(look) for name, actor in actors.items()}
     held = {name: ray.get(answer, timeout=60) for name, answer in asked.items()}
@@ -85,22 +92,16 @@ def soak(world: World, seconds: float, steps: int, concurrency: int) -> dict[str
     with world.job("soak", TASKS, agent="soak", budget="1000", at_once=concurrency) as job:
         job.until(1000)
         os.environ.update({k: v for k, v in world.head.env.items() if k.startswith("RAY_")})
-        ray.init(address=world.head.gcs, namespace=RAY_NAMESPACE, log_to_driver=False)
-        actors, driver = actors_of_job(), psutil.Process(job.pid)
-        began_s, done_before, samples = time.monotonic(), job.lines(), []
-        while True:
-            time.sleep(EVERY_S)
-            took_s = time.monotonic() - began_s
-            done = job.lines() - done_before
-            samples.append({"at_s": took_s, "tasks_done": done, "held": sample(actors, driver)})
-            print(f"{took_s:6.0f} s  {done} tasks  {done / took_s:.0f} tasks/s", flush=True)
-            if took_s >= seconds and done * STEPS_A_TASK >= steps:
-                break
-        ray.shutdown()
+        connect_ray(world.head.gcs)
+        try:
+            samples = _watch(job, seconds, steps)
+        finally:
+            ray.shutdown()
         os.kill(job.pid, signal.SIGINT)
         record = job.ended()
         ids = [json.loads(line)["id"] for line in job.output.open()]
         twice, _ = world.billed()
+    took_s, done = samples[-1]["at_s"], samples[-1]["tasks_done"]
     return {
         "seconds": took_s,
         "steps": done * STEPS_A_TASK,
@@ -110,6 +111,20 @@ def soak(world: World, seconds: float, steps: int, concurrency: int) -> dict[str
         "paid_twice": twice,
         "samples": samples,
     }
+
+
+def _watch(job: RunningJob, seconds: float, steps: int) -> list[dict[str, Any]]:
+    actors, driver = actors_of_job(), psutil.Process(job.pid)
+    began_s, done_before = time.monotonic(), job.lines()
+    samples: list[dict[str, Any]] = []
+    while True:
+        time.sleep(EVERY_S)
+        took_s = time.monotonic() - began_s
+        done = job.lines() - done_before
+        samples.append({"at_s": took_s, "tasks_done": done, "held": sample(actors, driver)})
+        print(f"{took_s:6.0f} s  {done} tasks  {done / took_s:.0f} tasks/s", flush=True)
+        if took_s >= seconds and done * STEPS_A_TASK >= steps:
+            return samples
 
 
 def growth(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:

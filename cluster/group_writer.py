@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final, Generic, TypeVar
@@ -18,6 +19,11 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
+def end_process() -> None:
+    """End this process as a crash would."""
+    os._exit(1)
+
+
 class GroupWriter(Generic[T]):
     """Group commit: everything that was put is written in order, and then told.
 
@@ -27,9 +33,17 @@ class GroupWriter(Generic[T]):
         write: writes several items in one transaction. The second argument: an earlier write of
             them failed; a lost connection may have hidden its success.
         name: of the thread, and in the log.
+        on_bug: called where `write` raises what no waiting mends.
     """
 
-    def __init__(self, write: Callable[[Sequence[T], bool], None], *, name: str) -> None:
+    def __init__(
+        self,
+        write: Callable[[Sequence[T], bool], None],
+        *,
+        name: str,
+        on_bug: Callable[[], None] = end_process,
+    ) -> None:
+        self._on_bug = on_bug
         self._write = write
         self._name = name
         self._ready = threading.Condition()
@@ -55,6 +69,14 @@ class GroupWriter(Generic[T]):
         return f"<{self._name} queued={len(self._queue)}>"
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException:
+            # Whoever waits for its writes would wait for ever; a process that ended is restarted.
+            log.exception("the writer failed by a bug, its process ends", writer=self._name)
+            self._on_bug()
+
+    def _serve(self) -> None:
         while True:
             with self._ready:
                 while not self._queue and not self._closed:

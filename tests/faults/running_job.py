@@ -71,6 +71,12 @@ class Verdict:
         told = asdict(self)
         return {k: str(v) if isinstance(v, Decimal) else v for k, v in told.items()}
 
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Verdict:
+        """What `to_dict` gave."""
+        usd = {key: Decimal(told[key]) for key in ("over_usd", "uncharged_usd")}
+        return cls(**{**told, **usd, "errors": tuple(told["errors"])})
+
 
 class RunningJob:
     """A job by `agentcloud run`."""
