@@ -192,7 +192,7 @@ class RoutedSender:
 
     Attributes:
         deadline: when the ask should be done: each call is told what is left of it.
-        escalated: why these calls are made at all; the first one's receipt says it.
+        escalated: why these calls are made at all; the first receipt says it.
     """
 
     calls: Calls
@@ -209,7 +209,11 @@ class RoutedSender:
         """Send a request and wait for its answer."""
         escalated, self.escalated = self.escalated, None
         routing = replace(self.routing, deadline_s=self.deadline.left_s())
-        return await self.calls.create(params, routing, escalated, keep_too_long)
+        try:
+            return await self.calls.create(params, routing, escalated, keep_too_long)
+        except ContextTooLong:
+            self.escalated = escalated  # it had no receipt: that of the shorter one says it
+            raise
 
     async def record(
         self, kind: str, name: str, content: Any, make: Callable[[], Awaitable[Any]]

@@ -16,6 +16,7 @@ from agentcloud.cluster.errors import (
     AgentError,
     AttemptsExhausted,
     BudgetExceeded,
+    ContextTooLong,
     NoEndpoint,
     OutputInvalid,
     Overloaded,
@@ -84,6 +85,17 @@ async def test_the_last_tier_is_asked_as_without_a_cascade_repairs_included() ->
     # The note of the escalation is on one call only.
     assert [bool(receipt.escalated) for receipt in ctx.usage.receipts] == [False, True, False]
     assert "not valid" in client.requests[2]["messages"][-1]["content"]
+
+
+async def test_the_note_of_the_escalation_outlives_a_prompt_that_was_too_long() -> None:
+    long = ContextTooLong("too long", context_tokens=1500, prompt_tokens=2000)
+    client = ScriptedClient(message(WRONG), long, message(GOOD))
+    said = [("user", "rate it"), *[("assistant", "so?"), ("user", "words " * 50)] * 4]
+    history = [{"role": role, "content": text} for role, text in said]
+    ctx = Context(client)
+    await ctx.ask(history, output=Rating, tier=Cascade(TWO))
+    assert tiers_of(client) == ["small", "large", "large"]
+    assert [bool(receipt.escalated) for receipt in ctx.usage.receipts] == [False, True]
 
 
 async def test_a_cut_output_gets_more_tokens_at_the_next_tier() -> None:

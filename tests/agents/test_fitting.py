@@ -220,11 +220,12 @@ async def test_agents_say_it_for_their_asks_and_not_for_those_of_others() -> Non
 
 
 async def test_a_wrong_value_is_told_before_any_call() -> None:
+    wrong: Any = "summarize"
     words = "long_context='summarize' is unknown; write 'truncate' or 'summarise'"
     with pytest.raises(AgentError, match=words):
-        agent(long_context="summarize")  # type: ignore[call-overload]
+        agent(long_context=wrong)
     with pytest.raises(AgentError, match=words):
-        await ask(Context(ScriptedClient()), long_context="summarize")
+        await ask(Context(ScriptedClient()), long_context=wrong)
 
 
 def test_the_prompt_is_cut_to_its_room() -> None:

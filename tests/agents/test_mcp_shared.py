@@ -196,8 +196,9 @@ async def test_agents_within_agents_have_servers_of_their_own_and_share_them(
 
 
 def test_what_is_no_server_is_told() -> None:
+    wrong: Any = ["uvx"]
     with pytest.raises(AgentError, match=r"'uvx' is no server; write Stdio"):
-        agent(mcp=["uvx"])  # type: ignore[list-item]
+        agent(mcp=wrong)
 
 
 async def test_two_tools_of_one_name_are_told(servers: McpServers) -> None:

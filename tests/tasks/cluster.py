@@ -87,6 +87,21 @@ def free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
+def _ray_start(env: dict[str, str], *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(str(BIN / "ray"), "start", "--block", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", "--num-cpus=4"),
+            *(f"--object-store-memory={200 << 20}", *more),
+        ],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
 @contextlib.contextmanager
 def ray_head(
     *,
@@ -115,20 +130,12 @@ def ray_head(
         (folder / "autoscaler.json").write_text(json.dumps(_autoscaling(node_types, gcs)))
         more.append(f"--autoscaling-config={folder}/autoscaler.json")
         env |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    process = subprocess.Popen(
-        [
-            str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats",
-            "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}",
-            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
-            f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}",
-            "--num-cpus=4", f"--object-store-memory={200 << 20}", *more,
-        ],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
+    process = _ray_start(
+        env,
+        "--head", f"--port={gcs}", f"--temp-dir={folder}",
+        "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--metrics-export-port={metrics}", f"--ray-client-server-port={client}", *more,
     )  # fmt: skip
     try:
         _wait_for_port(process, dashboard)
@@ -144,17 +151,7 @@ def ray_head(
 @contextlib.contextmanager
 def ray_node(head: Head) -> Iterator[subprocess.Popen[str]]:
     """`ray start --address`: a second node of a head's cluster, on this machine."""
-    process = subprocess.Popen(
-        [
-            str(BIN / "ray"), "start", f"--address={head.gcs}", "--block", "--disable-usage-stats",
-            "--node-ip-address=127.0.0.1", "--num-cpus=4", f"--object-store-memory={200 << 20}",
-        ],
-        env=head.env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process = _ray_start(head.env, f"--address={head.gcs}")
     try:
         assert process.stdout is not None
         said = []
