@@ -135,7 +135,11 @@ class RunningJob:
 
     def lines(self) -> int:
         """Whole lines of the results file."""
-        return self.output.read_bytes().count(b"\n") if self.output.exists() else 0
+        # The command tries whether the file can be written, and removes it again.
+        try:
+            return self.output.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
 
     def until(self, lines: int, timeout_s: float = 120.0) -> None:
         """Wait until the results file has so many lines."""
