@@ -65,8 +65,10 @@ def measure(names: Sequence[str], rounds: int, tasks: int, *, more: bool = False
                     few = max(1, rounds * 3 // 10) if FAULTS[name].starts_engine else rounds
                     before = kept().get(name, {}).get("all", []) if more else []
                     verdicts = [Verdict.from_dict(each) for each in before]
-                    verdicts += _rounds(world, name, few, tasks)
-                    keep(name, summary(verdicts) | {"tasks": tasks})
+                    for number in range(few):
+                        verdicts.append(one_round(world, name, number, tasks))
+                        print(f"{name} {number + 1}/{few}: {verdicts[-1]}", flush=True)
+                        keep(name, summary(verdicts) | {"tasks": tasks})
                 keep("canary", {setting_of(same[0]): leaks(world)}, into=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -88,14 +90,6 @@ def keep(name: str, found: dict[str, Any], *, into: bool = False) -> None:
 def kept() -> dict[str, Any]:
     """All figures so far."""
     return json.loads(OUT.read_text()) if OUT.exists() else {}
-
-
-def _rounds(world: World, name: str, rounds: int, tasks: int) -> list[Verdict]:
-    verdicts = []
-    for number in range(rounds):
-        verdicts.append(one_round(world, name, number, tasks))
-        print(f"{name} {number + 1}/{rounds}: {verdicts[-1]}", flush=True)
-    return verdicts
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:

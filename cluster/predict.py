@@ -27,7 +27,8 @@ BLEND: Final = 0.1
 PRIOR_TTFT_S: Final = 0.5
 PRIOR_PER_TOKEN_S: Final = 0.02
 PRIOR_OUTPUT_TOKENS: Final = 256.0
-_SLOWNESS_RANGE: Final = (0.2, 5.0)
+_FASTEST: Final = 0.2
+_SLOWEST: Final = 5.0
 
 
 class Line:
@@ -207,6 +208,5 @@ def blend_slowness(slowness: float, measured_s: float, expected_s: float) -> flo
     """
     if expected_s <= 0.0:
         return slowness
-    low, high = _SLOWNESS_RANGE
-    ratio = min(high, max(low, measured_s / expected_s))
+    ratio = min(_SLOWEST, max(_FASTEST, measured_s / expected_s))
     return slowness + BLEND * (ratio - slowness)
