@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ def machine() -> dict[str, Any]:
 
 def versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Python's and the installed packages' versions."""
-    found = {"python": platform.python_version()}
+    core = find_spec("agentcloud.cluster.scheduler")
+    compiled = core is not None and not str(core.origin).endswith(".py")
+    found = {"python": platform.python_version(), "core": "compiled" if compiled else "python"}
     for name in packages:
         try:
             found[name] = metadata.version(name)

@@ -8,7 +8,6 @@ the predicted wait; there is no special case for it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from agentcloud.cluster.contracts import Policy
@@ -20,7 +19,6 @@ TIME_WEIGHT: Final = {Policy.COST: 0.05, Policy.BALANCED: 1.0, Policy.LATENCY: 1
 _IN_TIME_WEIGHT: Final = 1e-6
 
 
-@dataclass(slots=True)
 class Candidate:
     """One able endpoint (the best of its class) as the choice sees it.
 
@@ -34,12 +32,23 @@ class Candidate:
             comes, the time to its first token; None: all of it.
     """
 
-    name: str
-    cost_usd: float
-    wait_s: float
-    service_s: float
-    standing: str
-    felt_s: float | None = field(default=None, kw_only=True)
+    __slots__ = ("cost_usd", "felt_s", "name", "service_s", "standing", "wait_s")
+
+    def __init__(
+        self,
+        name: str,
+        cost_usd: float,
+        wait_s: float,
+        service_s: float,
+        standing: str,
+        felt_s: float | None = None,
+    ) -> None:
+        self.name = name
+        self.cost_usd = cost_usd
+        self.wait_s = wait_s
+        self.service_s = service_s
+        self.standing = standing
+        self.felt_s = felt_s
 
     @property
     def total_s(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +24,6 @@ FEW: Final = 3
 FEW_FOR_STREAMS: Final = 8
 
 
-@dataclass(slots=True)
 class Pick:
     """A member that could start a call now, and what the call would take there.
 
@@ -33,10 +31,15 @@ class Pick:
         felt_s: the time that its caller would wait for it (`felt`).
     """
 
-    state: EndpointState
-    estimate: Estimate
-    cached_tokens: int
-    felt_s: float
+    __slots__ = ("cached_tokens", "estimate", "felt_s", "state")
+
+    def __init__(
+        self, state: EndpointState, estimate: Estimate, cached_tokens: int, felt_s: float
+    ) -> None:
+        self.state = state
+        self.estimate = estimate
+        self.cached_tokens = cached_tokens
+        self.felt_s = felt_s
 
 
 def felt(estimate: Estimate, request: LeaseRequest) -> float:

@@ -14,7 +14,6 @@ calls keeps up with a load that changes more slowly than that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from agentcloud.cluster.prefill import PrefillModel, pairs_of
@@ -68,9 +67,11 @@ class Line:
         return f"<Line {self.intercept:.6g}+{self.slope:.6g}x n={self.samples}>"
 
 
-@dataclass(slots=True)
 class Estimate:
     """What a call would take, seconds, waiting at the scheduler not included.
+
+    Not a dataclass, as the others that each decision makes several of: mypyc compiles an
+    `__init__` that is written out, and runs a dataclass's as Python.
 
     Attributes:
         ttft_s: to the first token (the prior where nothing was measured).
@@ -80,11 +81,16 @@ class Estimate:
         per_token_s: the time per output token that `total_s` is made of.
     """
 
-    ttft_s: float
-    total_s: float
-    ttft_known: bool
-    known: bool
-    per_token_s: float
+    __slots__ = ("known", "per_token_s", "total_s", "ttft_known", "ttft_s")
+
+    def __init__(
+        self, ttft_s: float, total_s: float, ttft_known: bool, known: bool, per_token_s: float
+    ) -> None:
+        self.ttft_s = ttft_s
+        self.total_s = total_s
+        self.ttft_known = ttft_known
+        self.known = known
+        self.per_token_s = per_token_s
 
 
 class Predictor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from agentcloud.cluster.contracts import Considered, LeaseRequest, Policy
@@ -19,7 +18,6 @@ DOWN_GUESS_S: Final = 30.0
 _TINY_S: Final = 1e-3
 
 
-@dataclass(slots=True)
 class Weighed(Candidate):
     """One option of a request with what it would take there.
 
@@ -31,21 +29,44 @@ class Weighed(Candidate):
         cached_tokens: prompt tokens that its cache is taken to hold.
     """
 
-    option: Option
-    state: EndpointState | None
-    estimate: Estimate
-    limit_s: float = 0.0
-    rate: float = 0.0
-    delay_s: float = 0.0
-    cached_tokens: int = 0
+    __slots__ = (
+        "cached_tokens",
+        "delay_s",
+        "estimate",
+        "limit_s",
+        "option",
+        "rate",
+        "state",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        cost_usd: float,
+        option: Option,
+        state: EndpointState | None,
+        estimate: Estimate,
+        felt_s: float,
+        cached_tokens: int,
+    ) -> None:
+        super().__init__(name, cost_usd, 0.0, estimate.total_s, "", felt_s)
+        self.option = option
+        self.state = state
+        self.estimate = estimate
+        self.limit_s = 0.0
+        self.rate = 0.0
+        self.delay_s = 0.0
+        self.cached_tokens = cached_tokens
 
 
-@dataclass(slots=True)
 class Choice:
     """The best of the weighed options: `state` is where to start it now, None to wait on."""
 
-    weighed: list[Weighed]
-    index: int = 0
+    __slots__ = ("index", "weighed")
+
+    def __init__(self, weighed: list[Weighed]) -> None:
+        self.weighed = weighed
+        self.index = 0
 
     @property
     def best(self) -> Weighed:
@@ -193,8 +214,7 @@ def _weigh_option(
         total_s = estimate.total_s
         cost_usd += total_s * cls.usd_per_s / cls.spec.max_concurrency
         name = group.pin or cls.name
-        felt_s = felt(estimate, request)
-        each = Weighed(name, cost_usd, 0.0, total_s, "", option, None, estimate, felt_s=felt_s)
+        each = Weighed(name, cost_usd, option, None, estimate, felt(estimate, request), 0)
         if not cls.slots:
             opens_s = cls.opens_in_s(now_s)
             each.delay_s = (cls.start_s or DOWN_GUESS_S) if opens_s is None else opens_s
@@ -207,8 +227,7 @@ def _weigh_option(
         busy = state.inflight / cls.spec.max_concurrency
         cost_usd += total_s * cls.usd_per_s * busy * busy / (state.inflight + 1)
         name = state.spec.name
-        each = Weighed(name, cost_usd, 0.0, total_s, "", option, state, estimate)
-        each.felt_s, each.cached_tokens = found.felt_s, found.cached_tokens
+        each = Weighed(name, cost_usd, option, state, estimate, found.felt_s, found.cached_tokens)
         # First come, first served at each endpoint: whoever waits for it goes first.
         front = cls.front()
         if front is not None and front is not group and front.front() < group.place(waiter):

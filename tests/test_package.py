@@ -1,6 +1,7 @@
 """The built wheel, in a clean environment, beside a user's own `tasks.py` and `agents/`."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 UV = Path(sys.executable).parent / "uv"
+
+#: Tests of the scheduler's core, properties and cases.
+CORE = (
+    *(f"tests/property/test_{name}.py" for name in ("budget", "limits", "restart", "scheduler")),
+    "tests/cluster/test_scheduler.py",
+)
 
 PROGRAM = """
 import tasks, agents, cluster
@@ -52,7 +59,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_one_namespace(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"agentcloud", next(t for t in tops if t.endswith(".dist-info"))}
+    compiled = {name for name in tops if "mypyc" in name}
+    assert tops - compiled == {"agentcloud", next(t for t in tops if t.endswith(".dist-info"))}
     assert {name.split("/")[1] for name in names if name.startswith("agentcloud/")} == {
         "cluster", "agents", "tasks",
     }  # fmt: skip
@@ -72,3 +80,15 @@ def test_it_imports_beside_a_users_own_tasks_and_agents(wheel: Path, tmp_path: P
     )  # fmt: skip
     assert "imported" in _run(venv / "bin" / "python", "-c", PROGRAM, cwd=mine)
     assert "submit" in _run(venv / "bin" / "agentcloud", "--help", cwd=mine, COLUMNS="200")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_its_core_is_compiled_and_decides_alike(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    where = "import agentcloud.cluster.scheduler as s; print(s.__file__)"
+    path = str(tmp_path)
+    assert _run(sys.executable, "-c", where, cwd=ROOT, PYTHONPATH=path).strip().endswith(".so")
+    pytest_ = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    passed = _run(*pytest_, *CORE, cwd=ROOT, PYTHONPATH=path)
+    assert " passed" in passed
+    assert "failed" not in passed
