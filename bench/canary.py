@@ -16,6 +16,8 @@ LISTINGS: Final = (
     *("actors", "tasks", "jobs", "workers", "nodes", "objects", "placement-groups"),
     *("runtime-envs", "cluster-events"),
 )
+#: How often a listing is asked for.
+TRIES: Final = 5
 
 
 def leaks(world: World) -> list[str]:
@@ -45,19 +47,19 @@ def _metrics(world: World) -> dict[str, bytes]:
 
 
 def _listings(world: World) -> dict[str, bytes]:
-    said = {}
-    for what in LISTINGS:
+    return {f"ray list {what}": _listing(world, what) for what in LISTINGS}
+
+
+def _listing(world: World, what: str) -> bytes:
+    command = [
+        *(str(BIN / "ray"), "list", what, "--address", world.head.dashboard),
+        *("--detail", "--format=json", "--limit=10000"),
+    ]
+    for _ in range(TRIES):
+        # The dashboard of a machine that has worked for an hour may be too slow to answer.
         done = subprocess.run(
-            [
-                *(BIN / "ray", "list", what, "--address", world.head.dashboard),
-                *("--detail", "--format=json", "--limit=10000"),
-            ],
-            env=world.head.env,
-            capture_output=True,
-            check=False,
-            timeout=120,
+            command, env=world.head.env, capture_output=True, check=False, timeout=120
         )
-        if done.returncode:
-            raise RuntimeError(f"ray list {what}: {done.stderr.decode()[-500:]}")
-        said[f"ray list {what}"] = done.stdout
-    return said
+        if done.returncode == 0:
+            return done.stdout
+    raise RuntimeError(f"ray list {what}: {done.stderr.decode()[-500:]}")

@@ -90,7 +90,7 @@ def soak(world: World, seconds: float, steps: int, concurrency: int) -> dict[str
     """Run, look every ten seconds, stop; what was seen."""
     (world.folder / "agent.py").write_text(AGENT)
     with world.job("soak", TASKS, agent="soak", budget="1000", at_once=concurrency) as job:
-        job.until(1000)
+        job.until(1000, timeout_s=600)  # two million inputs are checked first
         os.environ.update({k: v for k, v in world.head.env.items() if k.startswith("RAY_")})
         connect_ray(world.head.gcs)
         try:
