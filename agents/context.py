@@ -9,7 +9,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
-    Mapping,
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager
@@ -18,26 +17,24 @@ from decimal import Decimal
 from typing import Any, TypeVar, overload
 
 import structlog
-from anthropic.types import Message
 from pydantic import BaseModel
 
 from agentcloud.agents.approval import Approval, approval
+from agentcloud.agents.asking import Asking, warn_if_cut
 from agentcloud.agents.attempts import Attempts
 from agentcloud.agents.calls import Calls, RoutedSender
 from agentcloud.agents.cascade import AUTO, Cascade
 from agentcloud.agents.concurrent import map_ordered
 from agentcloud.agents.deadline import Deadline
 from agentcloud.agents.defaults import Defaults, Runnable
-from agentcloud.agents.escalate import CascadeAsk, ask_cascade
 from agentcloud.agents.fitting import Fitting, LongContext, check_long_context
-from agentcloud.agents.loop import LoopLimits, check_limits, refusal, run_loop
+from agentcloud.agents.loop import LoopLimits, refusal
 from agentcloud.agents.mcp_shared import McpServers
 from agentcloud.agents.output import output_schema
 from agentcloud.agents.params import check_params
 from agentcloud.agents.ports import MessagesClient, Sender
-from agentcloud.agents.prompt import Image, Prompt, answer_text, to_messages
+from agentcloud.agents.prompt import Image, Prompt, to_messages
 from agentcloud.agents.steps import run_step
-from agentcloud.agents.structured import ask_structured, structure_last
 from agentcloud.agents.tool_base import AnyTool, index_tools
 from agentcloud.agents.tool_scope import ToolScope
 from agentcloud.agents.usage import Usage
@@ -204,62 +201,24 @@ class Context:
         long = self.defaults.long_context if long_context is None else long_context
         fitting = Fitting(check_long_context(long), self.log)
 
-        async def answer(sender: Sender, request: dict[str, Any]) -> T | str:
-            return await self._answer(
-                sender, request, output, by_name, limits, repairs, usage, fitting
-            )
+        asking = Asking(output, by_name, limits, repairs, usage, fitting, self.log)
 
-        if not isinstance(chosen, Cascade):
-            with usage.told_by_errors():
-                return await answer(RoutedSender(calls, self._routing(one_tier), deadline), request)
-        if by_name:
-            raise AgentError(
-                f"ask: {chosen!r} with tools would run them once for each tier; name one tier, or "
-                f"check the answer in a second ask with tools=[]"
-            )
-
-        def sender(tier: str, *, mean_logprob: bool, escalated: Escalation | None) -> Sender:
+        def sender(
+            tier: str | None, *, mean_logprob: bool = False, escalated: Escalation | None = None
+        ) -> Sender:
             routing = replace(self._routing(tier), mean_logprob=mean_logprob)
-            if tier != chosen.tiers[-1]:
+            if isinstance(chosen, Cascade) and tier != chosen.tiers[-1]:
                 # Its fallback may be the next tier, which would then be asked the same again.
                 routing = replace(routing, fallback=False)
             return RoutedSender(calls, routing, deadline, escalated)
 
-        def before_tier() -> None:
-            check_limits(limits, usage)
-
-        asked = CascadeAsk(request, output, sender, answer, usage, before_tier)
+        value: T | str
         with usage.told_by_errors():
-            value: T | str = await ask_cascade(chosen, asked)
+            if isinstance(chosen, Cascade):
+                value = await asking.of_cascade(chosen, sender, request)
+            else:
+                value = await asking.of_tier(sender(chosen), request)
         return value
-
-    async def _answer(
-        self,
-        sender: Sender,
-        request: dict[str, Any],
-        output: type[T] | None,
-        tools: Mapping[str, AnyTool],
-        limits: LoopLimits,
-        repairs: int,
-        usage: Usage,
-        fitting: Fitting,
-    ) -> T | str:
-        """Ask one tier."""
-        if tools:
-            request = {**request, "tools": [tool.to_param() for tool in tools.values()]}
-        elif output is not None:
-            return await ask_structured(
-                sender, request, output, repairs=repairs, usage=usage, fitting=fitting
-            )
-        result = await run_loop(
-            sender, request, tools=tools, limits=limits, usage=usage, fitting=fitting
-        )
-        if output is not None:
-            return await structure_last(
-                sender, request, result, output, repairs=repairs, usage=usage, fitting=fitting
-            )
-        self._warn_if_cut(result.message, result.max_tokens)
-        return answer_text(result.message)
 
     async def stream(
         self,
@@ -301,7 +260,7 @@ class Context:
                     message = piece
         if message.stop_reason == "refusal":
             raise refusal(message)
-        self._warn_if_cut(message, request["max_tokens"])
+        warn_if_cut(self.log, message, request["max_tokens"])
 
     async def map(
         self,
@@ -469,9 +428,3 @@ class Context:
 
     def _routing(self, tier: str | None) -> Routing:
         return replace(self._base, tier=tier, budget=self._budget)
-
-    def _warn_if_cut(self, message: Message, max_tokens: int) -> None:
-        if message.stop_reason in ("max_tokens", "model_context_window_exceeded"):
-            self.log.warning(
-                "answer cut off", stop_reason=message.stop_reason, max_tokens=max_tokens
-            )
