@@ -129,6 +129,7 @@ def agent(
     max_turns: int = ...,
     long_context: LongContext = ...,
     mcp: Sequence[McpServer] = (),
+    cache: bool | None = None,
 ) -> Callable[[Function[R]], Agent[R]]: ...
 def agent(
     function: Function[R] | None = None,
@@ -141,6 +142,7 @@ def agent(
     max_turns: int = _DEFAULTS.max_turns,
     long_context: LongContext = _DEFAULTS.long_context,
     mcp: Sequence[McpServer] = (),
+    cache: bool | None = None,
 ) -> Agent[R] | Callable[[Function[R]], Agent[R]]:
     """Make an async function of `(ctx, item)` an agent that jobs can run.
 
@@ -160,6 +162,8 @@ def agent(
         mcp: servers (`Stdio(...)`, `Http(...)`) whose tools the model may call besides `tools`,
             unless an ask says others. A worker connects each once, at the first ask that needs
             it, for all its tasks, and again after it was lost.
+        cache: whether fleet.yaml's `cache:` may answer its asks, unless one says otherwise; None:
+            where the temperature is 0. True takes sampled answers too: equal items get one answer.
 
     Raises:
         AgentError: the function is not async, or does not take `(ctx, item)`; or `long_context`
@@ -170,7 +174,7 @@ def agent(
     for server in mcp:
         if not isinstance(server, McpServer):
             raise AgentError(f"mcp: {server!r} is no server; write Stdio(...) or Http(...)")
-    defaults = Defaults(tier, max_tokens, tuple(tools), max_turns, fitted, tuple(mcp))
+    defaults = Defaults(tier, max_tokens, tuple(tools), max_turns, fitted, tuple(mcp), cache)
 
     def wrap(function: Function[R]) -> Agent[R]:
         return Agent(function, name=name, defaults=defaults)

@@ -142,6 +142,7 @@ class Context:
         max_total_tokens: int | None = None,
         max_usd: Decimal | None = None,
         long_context: LongContext | None = None,
+        cache: bool | None = None,
         **params: Any,
     ) -> T | str:
         """Ask a model, running the tools it calls, until it answers.
@@ -172,6 +173,8 @@ class Context:
             max_usd: the most money of the loop.
             long_context: what becomes of the oldest turns of a conversation that is too long:
                 `truncate` or `summarise`, in place of the agent's.
+            cache: whether the response cache may answer, in place of the agent's; samples of a
+                cascade's `agreement` are never taken from it.
             **params: further parameters of the Messages API, e.g. `stop_sequences`.
 
         Raises:
@@ -200,13 +203,16 @@ class Context:
         limits = LoopLimits(turns, max_total_tokens, max_usd, deadline)
         long = self.defaults.long_context if long_context is None else long_context
         fitting = Fitting(check_long_context(long), self.log)
-
+        said = (cache, self.defaults.cache, self._base.cache)
+        may_cache = next((each for each in said if each is not None), None)
+        if isinstance(chosen, Cascade) and chosen.agreement is not None:
+            may_cache = False  # all samples would be one
         asking = Asking(output, by_name, limits, repairs, usage, fitting, self.log)
 
         def sender(
             tier: str | None, *, mean_logprob: bool = False, escalated: Escalation | None = None
         ) -> Sender:
-            routing = replace(self._routing(tier), mean_logprob=mean_logprob)
+            routing = replace(self._routing(tier), mean_logprob=mean_logprob, cache=may_cache)
             if isinstance(chosen, Cascade) and tier != chosen.tiers[-1]:
                 # Its fallback may be the next tier, which would then be asked the same again.
                 routing = replace(routing, fallback=False)

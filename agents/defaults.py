@@ -27,6 +27,7 @@ class Defaults:
         max_turns: the most answers of one agent loop.
         long_context: what becomes of the oldest turns of a conversation that is too long.
         mcp: servers whose tools the model may call too.
+        cache: whether the response cache may answer, also at a temperature above 0; None: at 0.
     """
 
     tier: str | Cascade = "small"
@@ -35,6 +36,7 @@ class Defaults:
     max_turns: int = 20
     long_context: LongContext = "truncate"
     mcp: tuple[McpServer, ...] = ()
+    cache: bool | None = None
 
 
 class Runnable(Protocol[R_co]):

@@ -23,6 +23,7 @@ _OWN_PARAMS = (
     "max_turns",
     "max_usd",
     "long_context",
+    "cache",
 )
 
 

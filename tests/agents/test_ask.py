@@ -10,7 +10,8 @@ import pytest
 from anthropic.types import Message
 from pydantic import BaseModel, Field
 
-from agentcloud.agents import Context, tool
+from agentcloud.agents import Cascade, Context, agent, agreement, tool
+from agentcloud.agents.agent import run_agent
 from agentcloud.agents.attempts import Attempts
 from agentcloud.cluster.clock import FakeClock
 from agentcloud.cluster.contracts import BudgetState
@@ -304,3 +305,26 @@ async def test_wrong_use_is_one_line_and_no_call(settings: dict[str, Any], words
     with pytest.raises(AgentError, match=words):
         await Context(client).ask("hi", **settings)
     assert client.requests == []
+
+
+@pytest.mark.parametrize(("agents", "asks", "sent"), [
+    (None, None, None), (True, None, True), (True, False, False), (None, True, True),
+])  # fmt: skip
+async def test_sampled_answers_come_from_the_cache_where_agent_or_ask_say_so(
+    agents: bool | None, asks: bool | None, sent: bool | None
+) -> None:
+    client = ScriptedClient(message("hello"))
+
+    @agent(cache=agents)
+    async def greet(ctx: Context, item: Any) -> str:
+        return await ctx.ask("hi", cache=asks)
+
+    assert await run_agent(greet, Context(client), {}) == "hello"
+    assert [routing.cache for routing in client.routings] == [sent]
+
+
+async def test_samples_that_must_agree_are_not_one_answer_of_the_cache() -> None:
+    client = ScriptedClient(*[message("yes")] * 2)
+    two = Cascade(("small", "large"), agreement(2))
+    assert await Context(client).ask("hi", tier=two, cache=True) == "yes"
+    assert [routing.cache for routing in client.routings] == [False, False]
