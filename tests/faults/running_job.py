@@ -248,7 +248,9 @@ class SubmittedJob(RunningJob):
         return new_job_id(self.name)
 
     def _record(self, out: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(out)["record"]
+        record: dict[str, Any] | None = json.loads(out)["record"]
+        if record is None:
+            raise RuntimeError(f"no record: {out}\n{self._said.read_text()[-2000:]}")
         return record
 
     def resume(self) -> None:
