@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
 def _run(spec: JobSpec) -> int:
     configure_logs(job=spec.job_id)
     stop = threading.Event()
-    # Before Ray hears of this job: then every node fetches its working folder, and where nodes share
-    # a machine the second takes the folder away from under this process, and puts it there again.
+    # Before Ray hears of this job: then every node fetches its working folder, and where nodes
+    # share a machine the second takes it away from under this process, and puts it there again.
     here = Path.cwd()
     info = connect_ray()
     # Now, for Ray has put its own in the place of any earlier one: that would kill the supervisor
