@@ -55,7 +55,7 @@ compiled: $(COMPILED)/.done  ## the package in build/compiled, the scheduler's c
 bench: $(COMPILED)/.done  ## the benchmarks, side by side, ratios printed
 	@mkdir -p bench/out
 	@missed=""; for each in $(BENCHES); do \
-	  PYTHONPATH=$(COMPILED) $(BIN)/python -m bench.$$each || missed="$$missed $$each"; done; \
+	  PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -m bench.$$each || missed="$$missed $$each"; done; \
 	  [ -z "$$missed" ] || { echo "bench: a bound was missed, or it failed:$$missed" >&2; exit 1; }
 
 faults: $(STAMP)  ## kill every part of a job, 10 rounds each; writes docs/faults.md (an hour)

@@ -43,7 +43,8 @@ def core() -> list[Extension]:
     (LINKS / "agentcloud").mkdir(parents=True, exist_ok=True)
     link = LINKS / "agentcloud" / "cluster"
     if not link.exists():
-        link.symlink_to(ROOT / "cluster")
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("../../cluster"))
     os.environ["MYPYPATH"] = str(LINKS)
     modules: list[Extension] = mypycify(
         [
