@@ -45,9 +45,6 @@ def main(argv: list[str]) -> int:
 def _run(spec: JobSpec) -> int:
     configure_logs(job=spec.job_id)
     stop = threading.Event()
-    # Before Ray hears of this job: then every node fetches its working folder, and where nodes
-    # share a machine the second takes it away from under this process, and puts it there again.
-    here = Path.cwd()
     info = connect_ray()
     # Now, for Ray has put its own in the place of any earlier one: that would kill the supervisor
     # before it has told the ledger how the job ended.
@@ -56,7 +53,9 @@ def _run(spec: JobSpec) -> int:
         raise ConfigError("a job's driver must run on a node of its cluster")
     folder = info.session_dir / "logs" / JOBS_FOLDER / spec.job_id
     folder.mkdir(parents=True, exist_ok=True)
-    spec = spec.model_copy(update={"input": here / spec.input, "output": folder / RESULTS_FILE})
+    spec = spec.model_copy(
+        update={"input": Path.cwd() / spec.input, "output": folder / RESULTS_FILE}
+    )
     if spec.after:
         _wait_for_others(spec, folder / RECORD_FILE, stop)
     job = start_job(spec, total=preflight(spec).total, detached=True)

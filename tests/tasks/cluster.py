@@ -150,8 +150,13 @@ def ray_head(
 
 @contextlib.contextmanager
 def ray_node(head: Head) -> Iterator[subprocess.Popen[str]]:
-    """`ray start --address`: a second node of a head's cluster, on this machine."""
-    process = _ray_start(head.env, f"--address={head.gcs}")
+    """`ray start --address`: a second node of a head's cluster, on this machine.
+
+    Its folder is its own, as another machine's is: in a common one the second node that fetches a
+    job's working folder takes it away from under the first's processes, and puts it there again.
+    """
+    folder = tempfile.mkdtemp(prefix="ac")
+    process = _ray_start(head.env, f"--address={head.gcs}", f"--temp-dir={folder}")
     try:
         assert process.stdout is not None
         said = []
@@ -164,6 +169,7 @@ def ray_node(head: Head) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         _end_group(process)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _autoscaling(node_types: dict[str, Any], gcs: int) -> dict[str, Any]:
