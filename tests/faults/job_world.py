@@ -166,6 +166,8 @@ class World:
         **options: str,
     ) -> Iterator[RunningJob]:
         """Start `agentcloud run`, or `submit`, on the cluster; the sandbox's list begins anew."""
+        if self._setting.has_node and self._node.poll() is not None:
+            self.start_node()
         rows = "".join(json.dumps({"id": f"{name}-{n}"}) + "\n" for n in range(tasks))
         (self.folder / f"{name}.jsonl").write_text(rows)
         self._sandbox("POST", "reset")
