@@ -56,7 +56,7 @@ def core() -> list[Extension]:
             *(f".types/agentcloud/cluster/{name}.py" for name in CORE.split()),
         ],
         group_name="agentcloud",
-        opt_level="2",
+        opt_level=os.environ.get("AGENTCLOUD_OPTIMIZE", "2"),
         debug_level="0",
     )
     for module in modules:
