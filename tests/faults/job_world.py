@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -135,11 +136,15 @@ class World:
 
     def kill_node(self) -> None:
         """SIGKILL all that runs on the second machine, at once; workers of a job among it."""
-        node = psutil.Process(self._node.pid)
-        there = [node, *node.children(recursive=True)]
-        if not {each.pid for each in there} & set(self.pids("worker")):
-            raise RuntimeError("no worker runs on the second node")
-        _kill(there)
+        node, deadline_s = psutil.Process(self._node.pid), time.monotonic() + 30
+        while True:
+            there = [node, *node.children(recursive=True)]
+            if {each.pid for each in there} & set(self.pids("worker")):
+                return _kill(there)
+            # The first machine's are there sooner, and have done tasks.
+            if time.monotonic() > deadline_s:
+                raise RuntimeError("no worker runs on the second node")
+            time.sleep(0.05)
 
     def kill_ray(self) -> None:
         """SIGKILL all of Ray at once, with the command that follows the job."""
