@@ -7,8 +7,11 @@ from dataclasses import replace
 from decimal import Decimal
 
 from agentcloud.cluster.contracts import LeaseRequest, Outcome, Policy, Routing, Settlement
+from agentcloud.cluster.decisions import Granted, Refused
 from agentcloud.cluster.errors import BudgetExceeded, NoEndpoint
+from agentcloud.cluster.former import Held
 from agentcloud.cluster.parking import Parking
+from agentcloud.cluster.scheduler_wire import Exchange, Reply, packed, unpacked
 from tests.cluster.scheduling import HAIKU, Bed, failed, fleet, hosted, ok, replica
 
 
@@ -278,3 +281,18 @@ def test_the_snapshot_is_json_and_counts_what_happened() -> None:
     assert (totals["calls"], totals["cost_usd"], totals["unknown_costs"]) == (2, "0.5", 1)
     assert (totals["ttft_p50_s"], totals["errors"]) == (0.2, {"timeout_error": 1})
     assert shown["budgets"][0]["unknown_usd"] == str(lost.reserved_usd)
+
+
+def test_what_travels_between_processes_arrives_as_it_was() -> None:
+    bed = Bed(replica(0))
+    lease = bed.take("c0")
+    request = LeaseRequest("c1", "m", 10, 10)
+    told = Exchange("holder", 1, [request], [ok(lease)], ["c2"], [], [Held(request, lease, 1.0)])
+    assert unpacked(packed(told), Exchange) == told
+    reply = Reply([Granted(lease, "holder"), Refused("c1", "holder", NoEndpoint("none"))], "e", 3)
+    granted, refused = unpacked(packed(reply), Reply).decisions
+    assert isinstance(granted, Granted)
+    assert granted.lease.reason == lease.reason
+    assert granted == Granted(lease, "holder")
+    assert isinstance(refused, Refused)
+    assert str(refused.error) == "none"
