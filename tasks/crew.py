@@ -20,6 +20,8 @@ from agentcloud.tasks.worker_actor import WorkerActor
 
 #: Workers that die one after another with no task on them: the job cannot run here.
 MAX_IDLE_DEATHS: Final = 3
+#: What Ray says of a worker whose machine is gone.
+NODE_DIED: Final = "its node has died"
 #: Why a job stops: it cannot go on.
 ERROR: Final = "error"
 
@@ -155,7 +157,11 @@ class Crew:
             return
         self.lost += 1
         log.warning("a worker died", job=self._spec.job_id, worker=name, held=held, why=why)
-        self._idle_deaths = 0 if held else self._idle_deaths + 1
+        if held:
+            self._idle_deaths = 0
+        elif NODE_DIED not in why:
+            # All workers of a machine die at once with it, and that says nothing of the job.
+            self._idle_deaths += 1
         if self._idle_deaths >= MAX_IDLE_DEATHS:
             self.fail(f"workers keep dying: {why}")
         else:
