@@ -58,7 +58,7 @@ bench: $(COMPILED)/.done  ## the benchmarks, side by side, ratios printed
 	  PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -m bench.$$each || missed="$$missed $$each"; done; \
 	  [ -z "$$missed" ] || { echo "bench: a bound was missed, or it failed:$$missed" >&2; exit 1; }
 
-faults: $(STAMP)  ## kill every part of a job, 10 rounds each; writes docs/faults.md (an hour)
+faults: $(STAMP)  ## kill every part of a job, 10 rounds each; writes docs/faults.md (three hours)
 	$(BIN)/python -m bench.faults
 
 soak: $(STAMP)  ## a job at full speed for 20 minutes: does anything grow?

@@ -142,12 +142,13 @@ class Crew:
             self.fail(one_line(error.cause if error.cause is not None else error))
         except ray.exceptions.RayError as error:
             del self._workers[name]
-            await self._on_death(name, " ".join(str(error).split())[:300])
+            await self._on_death(name, " ".join(str(error).split()))
         else:
             del self._workers[name]
             ray.kill(worker)
 
-    async def _on_death(self, name: str, why: str) -> None:
+    async def _on_death(self, name: str, told: str) -> None:
+        why = told[:300]
         held = self._board.lose(name, _cause_of_death(why), _now())
         try:
             await self._write()
@@ -159,7 +160,7 @@ class Crew:
         log.warning("a worker died", job=self._spec.job_id, worker=name, held=held, why=why)
         if held:
             self._idle_deaths = 0
-        elif NODE_DIED not in why:
+        elif NODE_DIED not in told:
             # All workers of a machine die at once with it, and that says nothing of the job.
             self._idle_deaths += 1
         if self._idle_deaths >= MAX_IDLE_DEATHS:
