@@ -135,7 +135,8 @@ def page(figures: dict[str, Any]) -> str:
         "wrong for a while (12 s locked, 5 s full, 150 s of outage) that while. Points such as "
         "`after-grant` are places in the code where the next process that comes by is killed "
         "(cluster/fault_points.py), in the order of one call. `-submitted` and `node-lost` are "
-        "jobs by `agentcloud submit`; `node-lost` has six workers; `replica` is a job on the embedded model, by vLLM.",
+        "jobs by `agentcloud submit`, the latter with six workers; `replica` is a job on the "
+        "embedded model, by vLLM.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),
