@@ -130,6 +130,11 @@ class World:
         if up.status != 0:
             raise RuntimeError(up.err)
 
+    @property
+    def has_node(self) -> bool:
+        """Whether there is, or was, a second machine."""
+        return self._setting.has_node
+
     def start_node(self) -> None:
         """`ray start --address`: a second machine."""
         self._node = self._stack.enter_context(ray_node(self.head))
