@@ -182,50 +182,46 @@ def _value(samples: list[Sample], name: str, **labels: str) -> float:
     return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
 
-def test_exported_metrics_are_the_scheduler_s_totals(busy: Busy) -> None:
-    with busy.paused():
-        snapshot = busy.snapshot()
-        (target,) = metrics_targets()
-
-        calls = {
-            name: row["totals"]["calls"]
-            for name, row in snapshot["endpoints"].items()
-            if row["totals"]["calls"]
-        }
-
-        def exported() -> dict[str, float]:
-            samples = scrape(target)
-            of = {name: row["model"] for name, row in snapshot["endpoints"].items()}
-            return {
-                name: _value(samples, "calls_total", endpoint=name, model=of[name])
-                for name in calls
-            }
-
-        assert wait_until(lambda: exported() == calls, 30), (exported(), calls)
-        samples = scrape(target)
+def _expected(snapshot: dict[str, Any]) -> Iterator[tuple[str, dict[str, str], float]]:
+    """Every metric of the snapshot's endpoints: name, labels, value."""
     for name, row in snapshot["endpoints"].items():
         totals = row["totals"]
         of = {"endpoint": name, "model": row["model"], "kind": row["kind"]}
         for outcome in ("ok", "failed", "cancelled", "unknown", "expired"):
-            assert _value(samples, "calls_total", outcome=outcome, **of) == totals[outcome]
+            yield "calls_total", {"outcome": outcome, **of}, totals[outcome]
         for direction in ("input", "cache_write", "cache_read", "output"):
-            counted = _value(samples, "tokens_total", direction=direction, **of)
-            assert counted == totals[f"{direction}_tokens"]
-        cost = _value(samples, "cost_usd_total", **of)
-        assert cost == pytest.approx(float(totals["cost_usd"]))
-        assert _value(samples, "unknown_cost_calls", **of) == totals["unknown_costs"]
+            yield "tokens_total", {"direction": direction, **of}, totals[f"{direction}_tokens"]
         for kind, errors in totals["errors"].items():
-            assert _value(samples, "errors_total", error=kind, **of) == errors
-        assert _value(samples, "ttft_seconds_count", **of) == totals["ok"]
-        assert _value(samples, "lease_wait_seconds_count", **of) == totals["calls"]
-    hosted = snapshot["endpoints"][HAIKU]["totals"]
-    assert hosted["errors"]["overloaded_error"] > 0
-    assert _value(samples, "retries_total", endpoint=HAIKU) == hosted["failed"]
+            yield "errors_total", {"error": kind, **of}, errors
+        yield "cost_usd_total", of, float(totals["cost_usd"])
+        yield "unknown_cost_calls", of, totals["unknown_costs"]
+        yield "ttft_seconds_count", of, totals["ok"]
+        yield "lease_wait_seconds_count", of, totals["calls"]
+    yield "retries_total", {"endpoint": HAIKU}, snapshot["endpoints"][HAIKU]["totals"]["failed"]
     (budget,) = [each for each in snapshot["budgets"] if each["scope"] == f"job:{JOB}"]
-    used = _value(samples, "budget_used_usd", scope=budget["scope"])
-    assert used == pytest.approx(float(budget["spent_usd"]))
-    assert used > 0
-    assert _value(samples, "budget_limit_usd", scope=budget["scope"]) == 1
+    yield "budget_used_usd", {"scope": budget["scope"]}, float(budget["spent_usd"])
+    yield "budget_limit_usd", {"scope": budget["scope"]}, 1.0
+
+
+def test_exported_metrics_are_the_scheduler_s_totals(busy: Busy) -> None:
+    with busy.paused():
+        snapshot = busy.snapshot()
+        (target,) = metrics_targets()
+        wrong: list[str] = []
+
+        def is_exported() -> bool:  # Ray exports one metric after the other
+            samples = scrape(target)
+            wrong[:] = [
+                f"{name} {labels}: {_value(samples, name, **labels)}, not {value}"
+                for name, labels, value in _expected(snapshot)
+                if _value(samples, name, **labels) != pytest.approx(value)
+            ]
+            return not wrong
+
+        assert wait_until(is_exported, 30), wrong
+        samples = scrape(target)
+    assert snapshot["endpoints"][HAIKU]["totals"]["errors"]["overloaded_error"] > 0
+    assert _value(samples, "budget_used_usd", scope=f"job:{JOB}") > 0
     for sample in samples:
         assert not {"task", "call"} & sample.labels.keys()
 
