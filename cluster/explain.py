@@ -6,7 +6,6 @@ The last calls are kept as they were weighed; words are found only for those tha
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any, Final
 
 from agentcloud.cluster.contracts import Considered, Lease, LeaseRequest, Settlement
@@ -16,16 +15,20 @@ from agentcloud.cluster.registry import Registry
 KEPT: Final = 10_000
 
 
-@dataclass(slots=True)
 class Send:
     """One send of a call: what was decided, and how it ended."""
 
-    request: LeaseRequest
-    target: str
-    lease: Lease | None
-    refused: str = ""
-    settlement: Settlement | None = None
-    expired: bool = False
+    __slots__ = ("expired", "lease", "refused", "request", "settlement", "target")
+
+    def __init__(
+        self, request: LeaseRequest, target: str, lease: Lease | None, refused: str = ""
+    ) -> None:
+        self.request = request
+        self.target = target
+        self.lease = lease
+        self.refused = refused
+        self.settlement: Settlement | None = None
+        self.expired = False
 
 
 class ExplainBook:

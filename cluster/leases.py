@@ -45,27 +45,67 @@ class Expired:
         return self.state.spec.name
 
 
-@dataclass(slots=True)
 class Granted:
-    """What the scheduler remembers of a lease."""
+    """What the scheduler remembers of a lease.
 
-    lease: Lease
-    holder: str
-    attempt: int
-    state: EndpointState
-    hold: Hold | None
-    reservation: Reservation
-    granted_s: float
-    expires_s: float
-    running: int
-    input_tokens: int
-    ahead: tuple[float, float]
-    kv: float
-    max_output_tokens: int
-    per_token_s: float | None
-    kind: str = ""
-    #: In advance, for a call that has not come.
-    spare: bool = False
+    Attributes:
+        spare: in advance, for a call that has not come.
+    """
+
+    __slots__ = (
+        "ahead",
+        "attempt",
+        "expires_s",
+        "granted_s",
+        "hold",
+        "holder",
+        "input_tokens",
+        "kind",
+        "kv",
+        "lease",
+        "max_output_tokens",
+        "per_token_s",
+        "reservation",
+        "running",
+        "spare",
+        "state",
+    )
+
+    def __init__(
+        self,
+        lease: Lease,
+        holder: str,
+        attempt: int,
+        state: EndpointState,
+        hold: Hold | None,
+        reservation: Reservation,
+        granted_s: float,
+        expires_s: float,
+        running: int,
+        input_tokens: int,
+        ahead: tuple[float, float],
+        kv: float,
+        max_output_tokens: int,
+        per_token_s: float | None,
+        kind: str,
+        spare: bool = False,
+    ) -> None:
+        self.lease = lease
+        self.holder = holder
+        self.attempt = attempt
+        self.state = state
+        self.hold = hold
+        self.reservation = reservation
+        self.granted_s = granted_s
+        self.expires_s = expires_s
+        self.running = running
+        self.input_tokens = input_tokens
+        self.ahead = ahead
+        self.kv = kv
+        self.max_output_tokens = max_output_tokens
+        self.per_token_s = per_token_s
+        self.kind = kind
+        self.spare = spare
 
 
 class LeaseBook:

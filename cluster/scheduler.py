@@ -27,7 +27,8 @@ from agentcloud.cluster.contracts import (
     Settlement,
 )
 from agentcloud.cluster.decisions import Decision, Granted, Refused
-from agentcloud.cluster.demand import Demand, DemandBook, Expected
+from agentcloud.cluster.demand import Demand, Expected
+from agentcloud.cluster.demand_book import DemandBook
 from agentcloud.cluster.dispatch import Dispatcher
 from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.errors import AgentCloudError, NoEndpoint, QueueFull, RetriesSpent
@@ -248,8 +249,8 @@ class SchedulerCore:
             None if deadline_s is None else now_s + deadline_s,
             target,
             request.routing.policy or config.policy,
-            asked=asked,
-            why_target=why_target,
+            asked,
+            why_target,
         )
         self._waiters[request.call_id] = waiter
         if request.prefix:

@@ -19,7 +19,6 @@ PATIENCE_S: Final = 600.0
 GroupKey = tuple[object, ...]
 
 
-@dataclass(slots=True, eq=False)
 class Waiter:
     """One request from its submission to its decision.
 
@@ -34,21 +33,50 @@ class Waiter:
         unparked: it waited for money, which has come back and which it has not taken yet.
     """
 
-    request: LeaseRequest
-    seq: int
-    submitted_s: float
-    deadline_s: float | None
-    target: str
-    policy: Policy
-    free_only: bool = False
-    decided: bool = False
-    group: Group | None = None
-    spent: frozenset[str] = frozenset()
-    asked: str = ""
-    why_target: str = ""
-    held: bool = False
-    holds: int = 0
-    unparked: bool = False
+    __slots__ = (
+        "asked",
+        "deadline_s",
+        "decided",
+        "free_only",
+        "group",
+        "held",
+        "holds",
+        "policy",
+        "request",
+        "seq",
+        "spent",
+        "submitted_s",
+        "target",
+        "unparked",
+        "why_target",
+    )
+
+    def __init__(
+        self,
+        request: LeaseRequest,
+        seq: int,
+        submitted_s: float,
+        deadline_s: float | None,
+        target: str,
+        policy: Policy,
+        asked: str,
+        why_target: str,
+    ) -> None:
+        self.request = request
+        self.seq = seq
+        self.submitted_s = submitted_s
+        self.deadline_s = deadline_s
+        self.target = target
+        self.policy = policy
+        self.asked = asked
+        self.why_target = why_target
+        self.free_only = False
+        self.decided = False
+        self.group: Group | None = None
+        self.spent: frozenset[str] = frozenset()
+        self.held = False
+        self.holds = 0
+        self.unparked = False
 
     @property
     def is_fallback(self) -> bool:
