@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent
 #: What one decision goes through. Not what travels between processes (contracts, decisions, former,
 #: demand): mypyc's classes that are frozen cannot be unpickled (tests/cluster/test_scheduler.py).
 CORE = """
-buckets budget chains circuit clock demand_book dispatch endpoint explain fairness hedging
+buckets budget burden chains circuit clock demand_book dispatch endpoint explain fairness hedging
 hosted_cache lateness leases limits line parking policy pool predict prefill prefix registry
 rerouting retry_quota scheduler shortage standing usual verdict waiting warming weighing
 """

@@ -81,6 +81,13 @@ class Catalog:
         """Every model by its name."""
         return MappingProxyType(self._entries)
 
+    @property
+    def price_breaks(self) -> tuple[int, ...]:
+        """Prompt lengths, tokens, above which some model's newest prices change."""
+        newest = filter(None, (entry.price_list(None) for entry in self._entries.values()))
+        ends = {tier.up_to_prompt_tokens for prices in newest for tier in prices.tiers}
+        return tuple(sorted(end for end in ends if end is not None))
+
     def find(self, model: str) -> HostedEntry | None:
         """A model by its name or by the name of a dated snapshot of it."""
         return self._entries.get(model) or self._entries.get(_SNAPSHOT.sub("", model))

@@ -244,6 +244,8 @@ class Considered(NamedTuple):
         ttft_s: predicted time to first token after sending; None: no data yet.
         cost_usd: expected cost.
         cached_tokens: prompt tokens that its cache was taken to hold.
+        others_s: predicted time that other calls wait longer for it, all together.
+        worth: what that time is worth by their own policies, relative to `balanced`.
         not_now: why it could not start the call at once, in words; empty: it could.
     """
 
@@ -253,6 +255,8 @@ class Considered(NamedTuple):
     ttft_s: float | None
     cost_usd: float
     cached_tokens: int
+    others_s: float
+    worth: float
     not_now: str
 
 

@@ -105,6 +105,17 @@ class EndpointState:
             pairs + queue.pairs,
         )
 
+    def work_s(self, input_tokens: int, cached_tokens: int) -> float:
+        """Seconds that it computes for a prompt, of which it holds so much."""
+        own = float(input_tokens - cached_tokens)
+        return self.slowness * self.cls.predictor.ttft.work_s(own, pairs_of(own, cached_tokens))
+
+    def squared_s(self, input_tokens: int, cached_tokens: int) -> float:
+        """A prompt's work times what waits for it (burden.py), s2; the queue must be drained."""
+        queue, work_s = self.queue, self.work_s(input_tokens, cached_tokens)
+        ahead_s = self.slowness * self.cls.predictor.ttft.work_s(queue.tokens, queue.pairs)
+        return work_s * (ahead_s + 0.5 * work_s)
+
     def held_chunks(self, request: LeaseRequest, now_s: float) -> int:
         """Chunks of a request's prefix that were used here and are not forgotten."""
         if not request.prefix:

@@ -110,6 +110,7 @@ def considered_as_dict(each: Considered) -> dict[str, Any]:
         "predicted_total_s": each.total_s,
         "predicted_cost_usd": each.cost_usd,
         "cached_tokens": each.cached_tokens,
+        "predicted_others_wait_s": each.others_s,
         "not_now": each.not_now,
     }
 

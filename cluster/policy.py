@@ -1,8 +1,9 @@
 """Pure: request and endpoint states -> choice with its reason.
 
 One scale compares every endpoint: money plus time, time turned into money at
-`usd_per_hour_waited`. Spilling from a busy local pool to a hosted model, and back, follows from
-the predicted wait; there is no special case for it.
+`usd_per_hour_waited`. The time is the caller's own and that which others wait longer for the call.
+Spilling from a busy local pool to a hosted model, and back, follows from these; there is no special
+case for it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from agentcloud.cluster.contracts import Policy
 
 #: How each policy scales the value of an hour waited.
 TIME_WEIGHT: Final = {Policy.COST: 0.05, Policy.BALANCED: 1.0, Policy.LATENCY: 100.0}
+#: How each counts what others wait, who have policies of their own.
+_OTHERS_WEIGHT: Final = {Policy.COST: 0.05, Policy.BALANCED: 1.0, Policy.LATENCY: 1.0}
 #: With a deadline to meet, time within it only breaks near-ties of money.
 #: (a millionth: an hour of a call that can wait must not outweigh half of its small price).
 _IN_TIME_WEIGHT: Final = 1e-6
+
+
+#: What others wait less than this is not spoken of.
+_TOLD_S: Final = 0.1
 
 
 class Candidate:
@@ -30,9 +37,20 @@ class Candidate:
         standing: why it is not free now, in words; empty when it is.
         felt_s: the part of `service_s` that its caller waits for: of a stream that is read as it
             comes, the time to its first token; None: all of it.
+        others_s: expected time that other calls wait longer for it, all together.
+        worth: what that time is worth by their own policies, relative to `balanced`.
     """
 
-    __slots__ = ("cost_usd", "felt_s", "name", "service_s", "standing", "wait_s")
+    __slots__ = (
+        "cost_usd",
+        "felt_s",
+        "name",
+        "others_s",
+        "service_s",
+        "standing",
+        "wait_s",
+        "worth",
+    )
 
     def __init__(
         self,
@@ -42,6 +60,8 @@ class Candidate:
         service_s: float,
         standing: str,
         felt_s: float | None = None,
+        others_s: float = 0.0,
+        worth: float = 1.0,
     ) -> None:
         self.name = name
         self.cost_usd = cost_usd
@@ -49,6 +69,8 @@ class Candidate:
         self.service_s = service_s
         self.standing = standing
         self.felt_s = felt_s
+        self.others_s = others_s
+        self.worth = worth
 
     @property
     def total_s(self) -> float:
@@ -64,9 +86,11 @@ class Candidate:
 C = TypeVar("C", bound=Candidate)
 
 
-def score_usd(candidate: Candidate, usd_per_s: float) -> float:
+def score_usd(candidate: Candidate, usd_per_s: float, others_usd_per_s: float) -> float:
     """Money and time of a candidate on the one scale."""
-    return candidate.cost_usd + candidate.waited_s * usd_per_s
+    own_usd = candidate.waited_s * usd_per_s
+    others_usd = candidate.others_s * candidate.worth * others_usd_per_s
+    return candidate.cost_usd + own_usd + others_usd
 
 
 def choose(
@@ -82,6 +106,7 @@ def choose(
     does, the fastest.
     """
     usd_per_s = usd_per_hour_waited * TIME_WEIGHT[policy] / 3600.0
+    others_usd_per_s = usd_per_hour_waited * _OTHERS_WEIGHT[policy] / 3600.0
     if deadline_left_s is not None:
         in_time = [
             index
@@ -92,10 +117,13 @@ def choose(
             return min(range(len(candidates)), key=lambda index: candidates[index].total_s)
         if policy is not Policy.LATENCY:
             usd_per_s *= _IN_TIME_WEIGHT
-        return min(in_time, key=lambda index: score_usd(candidates[index], usd_per_s))
+            others_usd_per_s *= _IN_TIME_WEIGHT
+        return min(
+            in_time, key=lambda index: score_usd(candidates[index], usd_per_s, others_usd_per_s)
+        )
     best, best_usd = 0, float("inf")
     for index, candidate in enumerate(candidates):
-        usd = candidate.cost_usd + candidate.waited_s * usd_per_s
+        usd = score_usd(candidate, usd_per_s, others_usd_per_s)
         if usd < best_usd:
             best, best_usd = index, usd
     return best
@@ -106,10 +134,11 @@ def runner_up(
 ) -> C | None:
     """The next best on the one scale, None where there is no other."""
     usd_per_s = usd_per_hour_waited * TIME_WEIGHT[policy] / 3600.0
+    others_usd_per_s = usd_per_hour_waited * _OTHERS_WEIGHT[policy] / 3600.0
     best, best_usd = None, float("inf")
     for index, candidate in enumerate(candidates):
         if index != chosen:
-            usd = candidate.cost_usd + candidate.waited_s * usd_per_s
+            usd = score_usd(candidate, usd_per_s, others_usd_per_s)
             if usd < best_usd:
                 best, best_usd = candidate, usd
     return best
@@ -141,15 +170,12 @@ def reason(
     else:
         word = f"{_superlative(candidates, chosen, policy, deadline_left_s)} of {able} able"
     to_first = "" if candidate.felt_s is None else " to the first token"
-    text = f"{word}: predicted {candidate.waited_s:.3g} s{to_first}, ${_usd(candidate.cost_usd)}"
+    text = f"{word}: predicted {_figures(candidate, to_first)}"
     if peer:
         text = f"{text}; {peer}"
     if other is None:
         return text
-    return (
-        f"{text}; {other.name} {other.standing or 'free'}: "
-        f"{other.waited_s:.3g} s, ${_usd(other.cost_usd)}"
-    )
+    return f"{text}; {other.name} {other.standing or 'free'}: {_figures(other)}"
 
 
 def _superlative(
@@ -172,6 +198,13 @@ def _superlative(
     if cheapest:
         return "cheapest"
     return "fastest" if fastest else "best of money and time"
+
+
+def _figures(candidate: Candidate, to_first: str = "") -> str:
+    text = f"{candidate.waited_s:.3g} s{to_first}, ${_usd(candidate.cost_usd)}"
+    if candidate.others_s >= _TOLD_S:
+        text = f"{text}, and others wait {candidate.others_s:.3g} s longer"
+    return text
 
 
 def _usd(amount: float) -> str:

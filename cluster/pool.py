@@ -6,12 +6,14 @@ import itertools
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
+from agentcloud.cluster.burden import Burden
 from agentcloud.cluster.circuit import UP, Standing
 from agentcloud.cluster.contracts import EndpointKind, EndpointSpec
 from agentcloud.cluster.endpoint import EndpointState
 from agentcloud.cluster.limits import AccountLimits
 from agentcloud.cluster.line import Line
 from agentcloud.cluster.predict import Estimate, Predictor
+from agentcloud.cluster.prefill import pairs_of
 from agentcloud.cluster.prefix import PrefixIndex
 
 if TYPE_CHECKING:
@@ -29,17 +31,24 @@ class Pick:
 
     Attributes:
         felt_s: the time that its caller would wait for it (`felt`).
+        others_s: the time that others would wait for it (burden.py).
     """
 
-    __slots__ = ("cached_tokens", "estimate", "felt_s", "state")
+    __slots__ = ("cached_tokens", "estimate", "felt_s", "others_s", "state")
 
     def __init__(
-        self, state: EndpointState, estimate: Estimate, cached_tokens: int, felt_s: float
+        self,
+        state: EndpointState,
+        estimate: Estimate,
+        cached_tokens: int,
+        felt_s: float,
+        others_s: float,
     ) -> None:
         self.state = state
         self.estimate = estimate
         self.cached_tokens = cached_tokens
         self.felt_s = felt_s
+        self.others_s = others_s
 
 
 def felt(estimate: Estimate, request: LeaseRequest) -> float:
@@ -83,6 +92,7 @@ class EndpointClass:
         "_lowest",
         "backlog",
         "broken",
+        "burden",
         "is_local",
         "limiter",
         "members",
@@ -100,6 +110,7 @@ class EndpointClass:
         self.limiter = limiter
         self.predictor = Predictor()
         self.prefixes = PrefixIndex()
+        self.burden = Burden()
         self.members: dict[str, EndpointState] = {}
         self.slots = 0
         self.backlog = 0
@@ -159,14 +170,16 @@ class EndpointClass:
         if not self.has_room():
             return None
         input_tokens, predictor = request.input_tokens, self.predictor
+        weight = self.burden.weight(len(self.members), now_s)
         if len(self.members) == 1 and not (request.prefix or avoid):
             only = next(iter(self.members.values()))
             estimate = only.estimate(input_tokens, output_tokens, now_s)
-            return Pick(only, estimate, 0, felt(estimate, request))
+            others_s = weight * only.squared_s(input_tokens, 0) if weight else 0.0
+            return Pick(only, estimate, 0, felt(estimate, request), others_s)
         few = self._few(request, avoid, now_s)
         base_s, token_s, pair_s, running_s = predictor.line(output_tokens, ttft_only=request.stream)
         ttft, prefix = predictor.ttft, request.prefix
-        best, best_s = None, float("inf")
+        best, best_s, others_s = None, float("inf"), 0.0
         for state in few:
             cached = state.cached_tokens(request, now_s) if prefix else 0
             own = float(input_tokens - cached)
@@ -180,14 +193,15 @@ class EndpointClass:
             felt_s = state.slowness * (
                 base_s + token_s * own + pair_s * pairs + running_s * running
             )
-            if felt_s < best_s:
-                best, best_s = state, felt_s
+            burden_s = weight * state.squared_s(input_tokens, cached) if weight else 0.0
+            if felt_s + burden_s < best_s:
+                best, best_s, others_s = state, felt_s + burden_s, burden_s
                 load = running, own, pairs, cached
         if best is None:
             return None
         running, own, pairs, cached = load
         estimate = predictor.estimate(running, own, output_tokens, best.slowness, pairs)
-        return Pick(best, estimate, cached, felt(estimate, request))
+        return Pick(best, estimate, cached, felt(estimate, request), others_s)
 
     def _few(
         self, request: LeaseRequest, avoid: frozenset[str], now_s: float
@@ -216,6 +230,11 @@ class EndpointClass:
         """What a call would take on a member whose slots are all taken."""
         per_member = max(1, self.slots // max(1, len(self.members)))
         return self.predictor.estimate(per_member, float(input_tokens), output_tokens)
+
+    def full_others_s(self, input_tokens: int, now_s: float) -> float:
+        """As `Pick.others_s`, of a member whose slots are all taken."""
+        work_s = self.predictor.ttft.work_s(float(input_tokens), pairs_of(input_tokens, 0.0))
+        return self.burden.weight(max(1, len(self.members)), now_s) * 0.5 * work_s * work_s
 
     def join(self, group: Group) -> None:
         """Let a group wait here for room."""

@@ -23,6 +23,11 @@ from agentcloud.cluster.waiting import Option, needs_of
 class Pricer(Protocol):
     """What choosing and reserving need of the catalogue."""
 
+    @property
+    def price_breaks(self) -> tuple[int, ...]:
+        """Prompt lengths, tokens, above which some model's prices change; ascending."""
+        ...
+
     def worst_case_usd(
         self,
         model: str,
@@ -54,6 +59,7 @@ class Registry:
         self._pins: set[str] = set()
         self._sizes: tuple[list[int], list[int]] = ([], [])
         self._patiences: list[float] = []
+        self._breaks = pricer.price_breaks
         self._prices: dict[tuple[str, int, bool], tuple[float, float] | None] = {}
 
     def register(self, spec: EndpointSpec, now_s: float) -> EndpointState:
@@ -146,6 +152,7 @@ class Registry:
         self.config = config
         self.usd_per_hour_waited = float(config.usd_per_hour_waited)
         self.pricer = pricer
+        self._breaks = pricer.price_breaks
         self._prices.clear()
         self.version += 1
 
@@ -172,14 +179,15 @@ class Registry:
             if target in (cls.spec.tier, cls.spec.model) and not _why_not(cls, request, target):
                 yield cls
 
-    def fit(self, request: LeaseRequest) -> tuple[int, int, int]:
-        """Which sizes and deadlines of the pool a request fits: equal for those alike."""
+    def fit(self, request: LeaseRequest) -> tuple[int, int, int, int]:
+        """Which sizes, deadlines and prices of the pool a request fits: equal for those alike."""
         contexts, outputs = self._sizes
         size = request.input_tokens + request.max_output_tokens
         return (
             bisect_left(contexts, size),
             bisect_left(outputs, request.max_output_tokens),
             bisect_right(self._patiences, request.patience_s),
+            bisect_left(self._breaks, request.input_tokens),
         )
 
     def ruled_out(self, request: LeaseRequest, target: str) -> dict[str, str]:
@@ -237,10 +245,10 @@ class Registry:
         return Option(cls, *prices, priced=True)
 
     def _unit_prices(self, spec: EndpointSpec, input_tokens: int) -> tuple[float, float] | None:
-        """USD per input and output token for prompts of about this length."""
+        """USD per input and output token for prompts of this length, and of all priced alike."""
         size = max(1, input_tokens)
         model, batch = spec.model, spec.batch
-        key = (model, size.bit_length(), batch)
+        key = (model, bisect_left(self._breaks, size), batch)
         if key not in self._prices:
             read = self.pricer.worst_case_usd(model, size, 0, cache_ttl=None, batch=batch)
             both = self.pricer.worst_case_usd(model, size, 1000, cache_ttl=None, batch=batch)

@@ -41,6 +41,7 @@ from agentcloud.cluster.journal import Batch, Journal, Saved
 from agentcloud.cluster.lateness import Lateness
 from agentcloud.cluster.leases import Expired, LeaseBook
 from agentcloud.cluster.leases import Granted as OpenLease
+from agentcloud.cluster.policy import TIME_WEIGHT
 from agentcloud.cluster.prefix import Change
 from agentcloud.cluster.registry import Pricer, Registry
 from agentcloud.cluster.rerouting import Rerouting
@@ -473,18 +474,24 @@ class SchedulerCore:
         if warms:
             prefix, ttft_s = request.prefix[:reused], lease.predicted_ttft_s
             self._cache.writes(lease.lease_id, best.name, prefix, ttft_s, now_s)
-        self._count(waiter, choice, lease, idempotent=idempotent)
+        self._count(waiter, choice, lease, now_s, idempotent=idempotent)
         self._decided(waiter)
         self._decisions.append(Granted(lease, request.holder))
         if probes:
             # Those that came for the same chance need not wait for what it shows.
             self._rerouting.retarget(now_s)
 
-    def _count(self, waiter: Waiter, choice: Choice, lease: Lease, *, idempotent: bool) -> None:
+    def _count(
+        self, waiter: Waiter, choice: Choice, lease: Lease, now_s: float, *, idempotent: bool
+    ) -> None:
         """Charge a grant to shares and quotas, and remember why it was made."""
         request, best = waiter.request, choice.best
         assert waiter.group is not None
         self._demand.granted(choice, request.input_tokens)
+        if choice.state is not None and choice.state.cls.is_local:
+            work_s = choice.state.work_s(request.input_tokens, best.cached_tokens)
+            worth = TIME_WEIGHT[waiter.policy]
+            choice.state.cls.burden.came(work_s, worth, now_s)
         if self._dispatcher.waiting > 1:
             cost_s = best.estimate.total_s / max(1, best.option.cls.slots)
             self._dispatcher.fairness.served(waiter.group.flow, request.routing.priority, cost_s)

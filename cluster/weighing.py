@@ -48,8 +48,10 @@ class Weighed(Candidate):
         estimate: Estimate,
         felt_s: float,
         cached_tokens: int,
+        others_s: float,
     ) -> None:
-        super().__init__(name, cost_usd, 0.0, estimate.total_s, "", felt_s)
+        worth = option.cls.burden.worth if others_s else 1.0
+        super().__init__(name, cost_usd, 0.0, estimate.total_s, "", felt_s, others_s, worth)
         self.option = option
         self.state = state
         self.estimate = estimate
@@ -140,7 +142,9 @@ class Reason(NamedTuple):
                 each.wait_s,
                 each.total_s - each.wait_s,
                 each.not_now,
-                felt_s=each.ttft_s if self.stream else None,
+                each.ttft_s if self.stream else None,
+                each.others_s,
+                each.worth,
             )
             for each in considered
         ]
@@ -188,6 +192,8 @@ def considered(choice: Choice, now_s: float) -> tuple[Considered, ...]:
             estimate.ttft_s if estimate.ttft_known else None,
             each.cost_usd,
             each.cached_tokens,
+            each.others_s,
+            each.worth,
             "" if each.state is not None else _standing(each, now_s),
         )
         # As `Considered(*fields)` makes it, at half the cost: this runs for every grant.
@@ -214,7 +220,8 @@ def _weigh_option(
         total_s = estimate.total_s
         cost_usd += total_s * cls.usd_per_s / cls.spec.max_concurrency
         name = group.pin or cls.name
-        each = Weighed(name, cost_usd, option, None, estimate, felt(estimate, request), 0)
+        others_s = cls.full_others_s(input_tokens, now_s) if cls.is_local else 0.0
+        each = Weighed(name, cost_usd, option, None, estimate, felt(estimate, request), 0, others_s)
         if not cls.slots:
             opens_s = cls.opens_in_s(now_s)
             each.delay_s = (cls.start_s or DOWN_GUESS_S) if opens_s is None else opens_s
@@ -227,7 +234,16 @@ def _weigh_option(
         busy = state.inflight / cls.spec.max_concurrency
         cost_usd += total_s * cls.usd_per_s * busy * busy / (state.inflight + 1)
         name = state.spec.name
-        each = Weighed(name, cost_usd, option, state, estimate, found.felt_s, found.cached_tokens)
+        each = Weighed(
+            name,
+            cost_usd,
+            option,
+            state,
+            estimate,
+            found.felt_s,
+            found.cached_tokens,
+            found.others_s,
+        )
         # First come, first served at each endpoint: whoever waits for it goes first.
         front = cls.front()
         if front is not None and front is not group and front.front() < group.place(waiter):
@@ -262,7 +278,8 @@ def _find(
         return None
     cached = state.cached_tokens(request, now_s)
     estimate = state.estimate(request.input_tokens, output_tokens, now_s, cached)
-    return Pick(state, estimate, cached, felt(estimate, request))
+    # Where there is no choice it does not matter how long others wait.
+    return Pick(state, estimate, cached, felt(estimate, request), 0.0)
 
 
 def _add_waits(group: Group, waiter: Waiter, stuck: list[Weighed]) -> None:

@@ -79,7 +79,7 @@ def explained(told: Mapping[str, Any]) -> Group:
 def _send_table(send: Mapping[str, Any]) -> Table:
     table = Table(title=f"send {send['attempt']}", title_justify="left")
     table.add_column("considered", overflow="fold")
-    for heading in ("first token", "wait", "whole", "cost", "cached"):
+    for heading in ("first token", "wait", "whole", "others wait", "cost", "cached"):
         table.add_column(heading, justify="right")
     table.add_column("")
     for each in send["considered"]:
@@ -89,6 +89,7 @@ def _send_table(send: Mapping[str, Any]) -> Table:
             _seconds(each["predicted_ttft_s"]),
             _seconds(each["predicted_wait_s"]),
             _seconds(each["predicted_total_s"]),
+            _seconds(each["predicted_others_wait_s"]),
             f"${each['predicted_cost_usd']:.6f}",
             f"{each['cached_tokens']:,}",
             "chosen" if chosen else each["not_now"] or "free",

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from decimal import Decimal
 
+import pytest
+
 from agentcloud.cluster.contracts import LeaseRequest, Outcome, Policy, Routing, Settlement
 from agentcloud.cluster.decisions import Granted, Refused
 from agentcloud.cluster.errors import BudgetExceeded, NoEndpoint
@@ -296,3 +298,14 @@ def test_what_travels_between_processes_arrives_as_it_was() -> None:
     assert granted == Granted(lease, "holder")
     assert isinstance(refused, Refused)
     assert str(refused.error) == "none"
+
+
+def test_prompts_of_two_price_tiers_are_not_taken_for_one() -> None:
+    bed = Bed(hosted(64))
+    costs = {}
+    # The middle ones are of one power of two; the catalogue's tier ends at 100,000.
+    for tokens in (120_000, 70_000, 100_000, 100_001):
+        (seen,) = bed.take(f"c{tokens}", input_tokens=tokens).considered
+        costs[tokens] = seen.cost_usd
+    assert costs[120_000] == pytest.approx(costs[70_000] * 5 * 12 / 7, rel=0.02)
+    assert costs[100_001] == pytest.approx(costs[100_000] * 5, rel=0.02)

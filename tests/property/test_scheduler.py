@@ -147,7 +147,7 @@ def test_the_choice_is_close_to_exhaustive_search_on_random_states() -> None:
             tokens = state.cls.predictor.output_tokens(100)
             total_s = state.estimate(100, tokens, now_s).total_s
             cost_usd = 0.0 if state.cls.is_local else 100 * 1e-7 + tokens * 5e-7
-            usd = score_usd(Candidate(spec.name, cost_usd, 0.0, total_s, ""), 1.0 / 3600)
+            usd = score_usd(Candidate(spec.name, cost_usd, 0.0, total_s, ""), 1.0 / 3600, 0.0)
             scores[spec.name] = usd
             best_usd = min(best_usd, usd)
         lease = bed.ask("judged")
