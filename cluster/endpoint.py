@@ -138,6 +138,7 @@ class EndpointState:
         self.inflight += 1
         own = float(request.input_tokens - cached_tokens)
         cls = self.cls
+        cls.was_given(self)
         if cls.is_local:
             self.queue.drain(cls.predictor.ttft, now_s)
             # The step under way is on average half over.

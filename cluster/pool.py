@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: first token counts, which depends on the prompts queued and less on the calls in flight.
 FEW: Final = 3
 FEW_FOR_STREAMS: Final = 8
+#: Of streams also so many that were given no call for the longest: they have read their prompts.
+FEW_RESTED: Final = 8
 
 
 class Pick:
@@ -90,6 +92,7 @@ class EndpointClass:
         "_buckets",
         "_line",
         "_lowest",
+        "_rested",
         "backlog",
         "broken",
         "burden",
@@ -123,6 +126,7 @@ class EndpointClass:
         self.usd_per_s = float(spec.usd_per_hour or Decimal(0)) / 3600.0
         self._buckets: list[dict[str, EndpointState]] = []
         self._lowest = 0
+        self._rested: dict[str, EndpointState] = {}
         self._line = Line()
 
     @property
@@ -134,6 +138,10 @@ class EndpointClass:
         """Put a member where its load and health belong; call after every change of either."""
         name, buckets = state.spec.name, self._buckets
         member = self.members.get(name) is state
+        if not member:
+            self._rested.pop(name, None)
+        elif name not in self._rested:
+            self._rested[name] = state
         target = state.inflight if member and state.admits(now_s) else -1
         if target != state.bucket:
             if state.bucket >= 0:
@@ -153,6 +161,12 @@ class EndpointClass:
         if slots != state.slots:
             self.slots += slots - state.slots
             state.slots = slots
+
+    def was_given(self, state: EndpointState) -> None:
+        """A member was given a call: all others have had more time to read their prompts."""
+        name = state.spec.name
+        if self._rested.pop(name, None) is not None:
+            self._rested[name] = state
 
     def has_room(self) -> bool:
         """Whether some member admits a call (its account's limits are another question)."""
@@ -209,7 +223,7 @@ class EndpointClass:
         """The few least loaded members, and those that hold the longest prefix."""
         few = FEW_FOR_STREAMS if request.stream else FEW
         least = self._buckets[self._lowest]
-        if len(least) >= few and not (avoid or request.prefix):
+        if len(least) >= few and not (avoid or request.prefix or request.stream):
             return list(itertools.islice(least.values(), few))
         found: list[EndpointState] = []
         for bucket in itertools.islice(self._buckets, self._lowest, None):
@@ -220,11 +234,25 @@ class EndpointClass:
                 found.extend(itertools.islice(members, few - len(found)))
                 if len(found) >= few:
                     break
+        if request.stream:
+            found.extend(self._most_rested(found, avoid, now_s))
         if request.prefix:
             for state in self.prefixes.longest(request.prefix)[1]:
                 if state not in found and state.admits(now_s) and state.spec.name not in avoid:
                     found.append(state)
         return found
+
+    def _most_rested(
+        self, found: list[EndpointState], avoid: frozenset[str], now_s: float
+    ) -> list[EndpointState]:
+        """Of those not found yet the few that were given no call for the longest."""
+        rested: list[EndpointState] = []
+        for state in self._rested.values():
+            if len(rested) >= FEW_RESTED:
+                break
+            if state not in found and state.admits(now_s) and state.spec.name not in avoid:
+                rested.append(state)
+        return rested
 
     def full_estimate(self, input_tokens: int, output_tokens: float) -> Estimate:
         """What a call would take on a member whose slots are all taken."""

@@ -8,7 +8,15 @@ from decimal import Decimal
 
 import pytest
 
-from agentcloud.cluster.contracts import LeaseRequest, Outcome, Policy, Routing, Settlement
+from agentcloud.cluster.contracts import (
+    LeaseRequest,
+    Outcome,
+    Policy,
+    Routing,
+    Settlement,
+    Timings,
+    TokenUsage,
+)
 from agentcloud.cluster.decisions import Granted, Refused
 from agentcloud.cluster.errors import BudgetExceeded, NoEndpoint
 from agentcloud.cluster.former import Held
@@ -309,3 +317,25 @@ def test_prompts_of_two_price_tiers_are_not_taken_for_one() -> None:
         costs[tokens] = seen.cost_usd
     assert costs[120_000] == pytest.approx(costs[70_000] * 5 * 12 / 7, rel=0.02)
     assert costs[100_001] == pytest.approx(costs[100_000] * 5, rel=0.02)
+
+
+def test_a_stream_goes_where_prompts_have_been_read_though_more_calls_run_there() -> None:
+    specs = [replace(replica(index, slots=8), context_tokens=100_000) for index in range(30)]
+    bed = Bed(*specs)
+    for call in range(60):  # Ten thousand prompt tokens are read in a second.
+        tokens = 100 * (1 + call % 7)
+        lease = bed.take(f"taught{call}", input_tokens=tokens, stream=True)
+        bed.wait(0.2)
+        timings = Timings(0.0, 0.01 + tokens * 1e-4, 0.1, 0.2)
+        bed.tell(replace(ok(lease), usage=TokenUsage(tokens, 0, 0, 20), timings=timings))
+    free, reading = specs[:20], specs[20:]
+    for spec in (*free, *free, *reading):
+        if spec is reading[0]:
+            bed.wait(60.0)
+        tokens = 50_000 if spec in reading else 100
+        pinned = Routing(endpoint=spec.name)
+        bed.take(f"{spec.name}-{len(bed.leases)}", input_tokens=tokens, stream=True, routing=pinned)
+    lease = bed.take("new", input_tokens=200, stream=True)
+    assert lease.endpoint in free
+    assert lease.predicted_ttft_s is not None
+    assert lease.predicted_ttft_s < 0.1
