@@ -153,12 +153,18 @@ def ratios(stem: str, found: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         f"{stem}.dominated": len({(each["at"], each["other"]) for each in found["dominated"]}),
         f"{stem}.ttft_error_p50": errors["ttft_ours_p50"],
         f"{stem}.ttft_error_vs_average": errors["ttft_ours_p50"] / errors["ttft_average_p50"],
+        f"{stem}.per_token_error_p50": errors["per_token_ours_p50"],
+        f"{stem}.per_token_error_vs_average": (
+            errors["per_token_ours_p50"] / errors["per_token_average_p50"]
+        ),
     }
     best, floor = found["vs_best"] >= 2.0, found["vs_bound"] <= 1.2
     bounds = {
         f"{stem}.dominated": ("<=", 0.0),
         f"{stem}.ttft_error_p50": ("<=", 0.25),
         f"{stem}.ttft_error_vs_average": ("<=", 1.0),
+        f"{stem}.per_token_error_p50": ("<=", 0.25),
+        f"{stem}.per_token_error_vs_average": ("<=", 1.0),
     }
     if best or not floor:
         bounds[f"{stem}.p99_ttft_vs_best_80"] = (">=", 2.0)

@@ -1,7 +1,7 @@
 """Pure: time to first token and time per token of a class of equal endpoints, learned online.
 
 - time per output token: a straight line over the number of calls running at the grant, fitted to
-  the settled calls with exponential forgetting;
+  the settled calls with exponential forgetting, and moved so that half of them lie above it;
 - time to first token: prefill.py's model of the prompt work in front of it.
 
 A line with data at one load only is flat; nothing fitted is negative. Endpoints of a class share
@@ -14,9 +14,10 @@ calls keeps up with a load that changes more slowly than that.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
-from agentcloud.cluster.prefill import PrefillModel, pairs_of
+from agentcloud.cluster.prefill import MEDIAN_RANGE, MEDIAN_STEP, PrefillModel, pairs_of
 
 #: Weight kept by older calls at each new one: a memory of about 50 calls.
 FORGET: Final = 0.98
@@ -28,26 +29,51 @@ PRIOR_PER_TOKEN_S: Final = 0.02
 PRIOR_OUTPUT_TOKENS: Final = 256.0
 _FASTEST: Final = 0.2
 _SLOWEST: Final = 5.0
+#: Within so much of what was expected a measurement is as expected.
+_RIGHT: Final = 0.01
+#: No token is taken to come sooner when errors are made relative.
+_LEAST_S: Final = 1e-6
 
 
 class Line:
-    """y = intercept + slope x, least squares with exponential forgetting, neither negative."""
+    """y = intercept + slope x of positive y: half of what is measured lies above it.
 
-    __slots__ = ("_sx", "_sxx", "_sxy", "_sy", "_weight", "intercept", "samples", "slope")
+    Least squares with exponential forgetting, neither term negative, times a running median of
+    measured / fitted: times are skewed, and a mean lies above most of them.
+    """
+
+    __slots__ = (
+        "_log_bias",
+        "_sx",
+        "_sxx",
+        "_sxy",
+        "_sy",
+        "_weight",
+        "intercept",
+        "samples",
+        "slope",
+    )
 
     def __init__(self) -> None:
         self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
+        self._log_bias = 0.0
         self.intercept = self.slope = 0.0
         self.samples = 0
 
     def learn(self, x: float, y: float) -> None:
         """Take one measurement in."""
+        told = max(_LEAST_S, self.at(x) if self.samples else y)
+        if abs(y - told) > _RIGHT * told:
+            self._log_bias += math.copysign(MEDIAN_STEP, y - told)
+            self._log_bias = max(-MEDIAN_RANGE, min(MEDIAN_RANGE, self._log_bias))
         self.samples += 1
-        self._weight = self._weight * FORGET + 1.0
-        self._sx = self._sx * FORGET + x
-        self._sy = self._sy * FORGET + y
-        self._sxx = self._sxx * FORGET + x * x
-        self._sxy = self._sxy * FORGET + x * y
+        # By what was expected: after a change, what is measured counts as much as what was.
+        weight = 1.0 / told
+        self._weight = self._weight * FORGET + weight
+        self._sx = self._sx * FORGET + weight * x
+        self._sy = self._sy * FORGET + weight * y
+        self._sxx = self._sxx * FORGET + weight * x * x
+        self._sxy = self._sxy * FORGET + weight * x * y
         mean_x, mean_y = self._sx / self._weight, self._sy / self._weight
         spread = self._sxx / self._weight - mean_x * mean_x
         slope = 0.0
@@ -57,7 +83,8 @@ class Line:
         if intercept < 0.0:
             # Through the origin instead: a negative time at low load would look free.
             intercept, slope = 0.0, self._sxy / self._sxx
-        self.intercept, self.slope = intercept, slope
+        bias = math.exp(self._log_bias)
+        self.intercept, self.slope = bias * intercept, bias * slope
 
     def at(self, x: float) -> float:
         """The fitted value."""
@@ -215,4 +242,5 @@ def blend_slowness(slowness: float, measured_s: float, expected_s: float) -> flo
     if expected_s <= 0.0:
         return slowness
     ratio = min(_SLOWEST, max(_FASTEST, measured_s / expected_s))
-    return slowness + BLEND * (ratio - slowness)
+    # In logarithms, since half of the calls take longer than expected, and some by far.
+    return float(slowness ** (1.0 - BLEND) * ratio**BLEND)

@@ -25,8 +25,8 @@ _SWEEPS: Final = 4
 #: Keeps the descent steady where two features say the same.
 _RIDGE: Final = 1.0 + 1e-6
 #: Step of the running median, in logarithms; 2% a call.
-_MEDIAN_STEP: Final = 0.02
-_MEDIAN_RANGE: Final = 0.7
+MEDIAN_STEP: Final = 0.02
+MEDIAN_RANGE: Final = 0.7
 #: No first token is taken to come sooner when errors are made relative.
 _LEAST_S: Final = 1e-3
 #: From so many calls on, only every fourth is learned from: it costs more than choosing does.
@@ -86,8 +86,8 @@ class PrefillModel:
         if self.samples:
             # A median by steps: as many predictions too high as too low.
             low = ttft_s > self.at(tokens, pairs, running)
-            self._log_bias += _MEDIAN_STEP if low else -_MEDIAN_STEP
-            self._log_bias = max(-_MEDIAN_RANGE, min(_MEDIAN_RANGE, self._log_bias))
+            self._log_bias += MEDIAN_STEP if low else -MEDIAN_STEP
+            self._log_bias = max(-MEDIAN_RANGE, min(MEDIAN_RANGE, self._log_bias))
             self.bias = math.exp(self._log_bias)
         self.samples += 1
         self._take_in((1.0, tokens * 1e-3, pairs * 1e-6, running * 0.1), max(_LEAST_S, ttft_s))
