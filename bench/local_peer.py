@@ -50,6 +50,15 @@ def deploy(folder: str) -> Any:
     return handle.options(stream=True)
 
 
+def undeploy() -> None:
+    """End Serve and Ray."""
+    import ray
+    from ray import serve as ray_serve
+
+    ray_serve.shutdown()
+    ray.shutdown()
+
+
 async def main(folder: str) -> None:
     """Run rounds until stdin ends."""
     handle = await asyncio.to_thread(deploy, folder)
@@ -71,6 +80,8 @@ async def main(folder: str) -> None:
                             yield "content_block_delta"
 
     await serve({"ray_serve": (send, stream)})
+    # Else its dashboard's agents outlive it.
+    await asyncio.to_thread(undeploy)
 
 
 if __name__ == "__main__":
