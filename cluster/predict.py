@@ -31,8 +31,8 @@ _FASTEST: Final = 0.2
 _SLOWEST: Final = 5.0
 #: Within so much of what was expected a measurement is as expected.
 _RIGHT: Final = 0.01
-#: No token is taken to come sooner when errors are made relative.
-_LEAST_S: Final = 1e-6
+#: Of times below this errors count as they are, above it less the longer the time.
+_LEAST_S: Final = 1e-3
 
 
 class Line:
@@ -62,13 +62,13 @@ class Line:
 
     def learn(self, x: float, y: float) -> None:
         """Take one measurement in."""
-        told = max(_LEAST_S, self.at(x) if self.samples else y)
-        if abs(y - told) > _RIGHT * told:
-            self._log_bias += math.copysign(MEDIAN_STEP, y - told)
+        expected = self.at(x) if self.samples else y
+        if abs(y - expected) > _RIGHT * expected:
+            self._log_bias += math.copysign(MEDIAN_STEP, y - expected)
             self._log_bias = max(-MEDIAN_RANGE, min(MEDIAN_RANGE, self._log_bias))
         self.samples += 1
         # By what was expected: after a change, what is measured counts as much as what was.
-        weight = 1.0 / told
+        weight = 1.0 / max(_LEAST_S, expected)
         self._weight = self._weight * FORGET + weight
         self._sx = self._sx * FORGET + weight * x
         self._sy = self._sy * FORGET + weight * y

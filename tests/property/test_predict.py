@@ -84,6 +84,11 @@ def test_data_at_one_load_is_flat_and_a_change_is_soon_believed(
         assert line.at(x) == pytest.approx(after_s, rel=0.04)
 
 
+def test_answers_that_came_in_one_piece_do_not_hide_what_others_take() -> None:
+    line = fitted([(1.0, 1e-6)] * 20 + [(1.0, 0.02)] * 200)
+    assert line.at(1.0) == pytest.approx(0.02, rel=0.05)
+
+
 def test_nothing_is_known_before_it_was_measured() -> None:
     estimate = Predictor().estimate(5, 1000, 10)
     assert not estimate.ttft_known
