@@ -37,7 +37,7 @@ class Burden:
 
     def came(self, work_s: float, worth: float, now_s: float) -> None:
         """A call was granted whose prompt takes an endpoint so long, and whose time is worth so."""
-        left = math.exp((self._at_s - now_s) / _MEMORY_S)
+        left = self._left(now_s)
         self._calls = self._calls * left + 1.0
         self._worth = self._worth * left + worth
         self._work_s = self._work_s * left + work_s
@@ -52,9 +52,13 @@ class Burden:
         """Seconds that others wait for each squared second of work, at one of so many endpoints."""
         if not self._calls:
             return 0.0
-        per_s = math.exp((self._at_s - now_s) / _MEMORY_S) / (_MEMORY_S * endpoints)
+        per_s = self._left(now_s) / (_MEMORY_S * endpoints)
         utilization = min(_MOST_UTILIZED, self._work_s * per_s)
         return self._calls * per_s / (1.0 - utilization)
+
+    def _left(self, now_s: float) -> float:
+        # A clock that jumps back brings nothing back.
+        return math.exp(min(0.0, self._at_s - now_s) / _MEMORY_S)
 
     def __repr__(self) -> str:
         return f"<Burden {self._calls:.0f} calls, {self._work_s:.3g} s of prompts>"

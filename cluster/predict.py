@@ -14,10 +14,9 @@ calls keeps up with a load that changes more slowly than that.
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
-from agentcloud.cluster.prefill import MEDIAN_RANGE, MEDIAN_STEP, PrefillModel, pairs_of
+from agentcloud.cluster.prefill import PrefillModel, RunningMedian, pairs_of
 
 #: Weight kept by older calls at each new one: a memory of about 50 calls.
 FORGET: Final = 0.98
@@ -29,8 +28,6 @@ PRIOR_PER_TOKEN_S: Final = 0.02
 PRIOR_OUTPUT_TOKENS: Final = 256.0
 _FASTEST: Final = 0.2
 _SLOWEST: Final = 5.0
-#: Within so much of what was expected a measurement is as expected.
-_RIGHT: Final = 0.01
 #: Of times below this errors count as they are, above it less the longer the time.
 _LEAST_S: Final = 1e-3
 
@@ -43,7 +40,7 @@ class Line:
     """
 
     __slots__ = (
-        "_log_bias",
+        "_median",
         "_sx",
         "_sxx",
         "_sxy",
@@ -56,16 +53,15 @@ class Line:
 
     def __init__(self) -> None:
         self._weight = self._sx = self._sy = self._sxx = self._sxy = 0.0
-        self._log_bias = 0.0
+        self._median = RunningMedian()
         self.intercept = self.slope = 0.0
         self.samples = 0
 
     def learn(self, x: float, y: float) -> None:
         """Take one measurement in."""
         expected = self.at(x) if self.samples else y
-        if abs(y - expected) > _RIGHT * expected:
-            self._log_bias += math.copysign(MEDIAN_STEP, y - expected)
-            self._log_bias = max(-MEDIAN_RANGE, min(MEDIAN_RANGE, self._log_bias))
+        if self.samples:
+            self._median.learn(y, expected)
         self.samples += 1
         # By what was expected: after a change, what is measured counts as much as what was.
         weight = 1.0 / max(_LEAST_S, expected)
@@ -83,7 +79,7 @@ class Line:
         if intercept < 0.0:
             # Through the origin instead: a negative time at low load would look free.
             intercept, slope = 0.0, self._sxy / self._sxx
-        bias = math.exp(self._log_bias)
+        bias = self._median.factor
         self.intercept, self.slope = bias * intercept, bias * slope
 
     def at(self, x: float) -> float:
@@ -97,7 +93,7 @@ class Line:
 class Estimate:
     """What a call would take, seconds, waiting at the scheduler not included.
 
-    Not a dataclass, as the others that each decision makes several of: mypyc compiles an
+    Not a dataclass, as the others that each decision makes: mypyc compiles an
     `__init__` that is written out, and runs a dataclass's as Python.
 
     Attributes:

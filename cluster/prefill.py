@@ -25,8 +25,8 @@ _SWEEPS: Final = 4
 #: Keeps the descent steady where two features say the same.
 _RIDGE: Final = 1.0 + 1e-6
 #: Step of the running median, in logarithms; 2% a call.
-MEDIAN_STEP: Final = 0.02
-MEDIAN_RANGE: Final = 0.7
+_MEDIAN_STEP: Final = 0.02
+_MEDIAN_RANGE: Final = 0.7
 #: No first token is taken to come sooner when errors are made relative.
 _LEAST_S: Final = 1e-3
 #: From so many calls on, only every fourth is learned from: it costs more than choosing does.
@@ -42,17 +42,33 @@ def pairs_of(tokens: float, cached: float) -> float:
     return tokens * (cached + 0.5 * tokens)
 
 
+class RunningMedian:
+    """A factor on predictions with which half of what is measured lies above them."""
+
+    __slots__ = ("_log", "factor")
+
+    def __init__(self) -> None:
+        self._log = 0.0
+        self.factor = 1.0
+
+    def learn(self, measured: float, predicted: float) -> None:
+        """Take one measurement in, and what was predicted with the factor so far."""
+        self._log += _MEDIAN_STEP if measured > predicted else -_MEDIAN_STEP
+        self._log = max(-_MEDIAN_RANGE, min(_MEDIAN_RANGE, self._log))
+        self.factor = math.exp(self._log)
+
+
 class PrefillModel:
     """base + a tokens + b pairs + c running, fitted to measured times to first token."""
 
-    __slots__ = ("_gram", "_log_bias", "_right", "_seen", "bias", "samples", "theta")
+    __slots__ = ("_gram", "_median", "_right", "_seen", "bias", "samples", "theta")
 
     def __init__(self) -> None:
         self.samples = 0
         self.theta = [0.0] * _FEATURES
         self.bias = 1.0
         self._seen = 0
-        self._log_bias = 0.0
+        self._median = RunningMedian()
         self._gram = [[0.0] * _FEATURES for _ in range(_FEATURES)]
         self._right = [0.0] * _FEATURES
 
@@ -84,11 +100,8 @@ class PrefillModel:
         if self.samples >= _ALL_OF and self._seen % _EVERY:
             return
         if self.samples:
-            # A median by steps: as many predictions too high as too low.
-            low = ttft_s > self.at(tokens, pairs, running)
-            self._log_bias += MEDIAN_STEP if low else -MEDIAN_STEP
-            self._log_bias = max(-MEDIAN_RANGE, min(MEDIAN_RANGE, self._log_bias))
-            self.bias = math.exp(self._log_bias)
+            self._median.learn(ttft_s, self.at(tokens, pairs, running))
+            self.bias = self._median.factor
         self.samples += 1
         self._take_in((1.0, tokens * 1e-3, pairs * 1e-6, running * 0.1), max(_LEAST_S, ttft_s))
         self._solve()

@@ -63,6 +63,7 @@ def test_it_is_finite_shared_by_equals_and_forgotten(
     assert 0.0 <= weight < float("inf")
     assert burden.weight(endpoints + 1, now_s) <= weight
     assert burden.weight(endpoints, now_s + 200.0) <= weight * 1e-6
+    assert burden.weight(endpoints, now_s - 1e6) == weight  # a clock that jumped back
     worths = [worth for _, _, worth in calls] or [1.0]
     assert min(worths) * (1 - 1e-9) <= burden.worth <= max(worths) * (1 + 1e-9)
 
